@@ -1,0 +1,26 @@
+"""The one exception for mistakes a user can mend, and the search for what they meant."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """A mistake in the user's input: configuration, data, files or hardware.
+
+    The message is one line that names the file and key, what was found, what was expected and,
+    where there is one, the closest valid name. The command line prints it without a traceback.
+    """
+
+
+def closest(name: str, valid: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the valid name nearest to ``name``, else the valid names.
+
+    Args:
+        name: What was found.
+        valid: What would have been accepted.
+    """
+    candidates = sorted(valid)
+    matches = get_close_matches(name, candidates, n=1, cutoff=0.6)
+    if matches:
+        return f" (did you mean '{matches[0]}'?)"
+    return f" (valid: {', '.join(candidates)})"
