@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend, and the search for what they meant."""
+"""Exceptions that the command line understands, and the search for what a user meant."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -10,6 +10,10 @@ class UserError(ValueError):
     The message is one line that names the file and key, what was found, what was expected and,
     where there is one, the closest valid name. The command line prints it without a traceback.
     """
+
+
+class Interrupted(Exception):
+    """A signal asked the process to stop; what was running has saved its state."""
 
 
 def closest(name: str, valid: Iterable[str]) -> str:

@@ -1,0 +1,165 @@
+"""The command line: what the rules of the workflow call, and what a user may call by hand."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from harness.errors import Interrupted, UserError
+
+INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as error:
+        print(f"interrupted: {error}; the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="harness", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (function, options) in _COMMANDS.items():
+        summary = function.__doc__.splitlines()[0] if function.__doc__ else None
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.set_defaults(command=function)
+        for option in options:
+            _OPTIONS[option](command)
+    return parser
+
+
+def _context(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from harness.config.catalog import load_catalog
+    from harness.jobs.context import Context
+
+    return Context(load_catalog(options.config, options.scale), options.results)
+
+
+def plan(options: argparse.Namespace) -> None:
+    """Print the experiments of a scale, their runs and their cost."""
+    from harness.plan.summary import summarise
+
+    context = _context(options)
+    for name, entry in summarise(context.catalog, context.jobs)["experiments"].items():
+        print(f"{name}: {entry['runs']} runs, {entry['cost']}: {entry['title']}")
+        if "optimizers" in entry:
+            print(f"  optimizers: {', '.join(entry['optimizers'])}")
+
+
+def job(options: argparse.Namespace) -> None:
+    """Run one job of the plan and write its result."""
+    from harness.files import write_json
+    from harness.jobs import run_job
+
+    context = _context(options)
+    one = context.job(options.name)
+    write_json(context.output(one), run_job(one, context))
+
+
+def collect(options: argparse.Namespace) -> None:
+    """Gather the results of all jobs of a scale into its tables."""
+    from harness.jobs.collect import collect as gather
+
+    gather(_context(options))
+
+
+def tables(options: argparse.Namespace) -> None:
+    """Write the tables of a folder of records."""
+    from harness.reporting.tables import write_tables
+
+    write_tables(options.records, options.output)
+
+
+def figures(options: argparse.Namespace) -> None:
+    """Draw the figures of a folder of records."""
+    from harness.reporting.figures import write_figures
+
+    write_figures(options.records, options.output)
+
+
+def claims(options: argparse.Namespace) -> None:
+    """Judge every claim of the ledger by a folder of records."""
+    from harness.reporting.claims import write_claims
+
+    write_claims(options.records, options.config / "claims.yaml", options.output)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write the report of a folder that holds records, tables, figures and claims."""
+    from harness.reporting.report import write_report
+
+    folder = options.output
+    write_report(
+        options.records,
+        folder / "tables",
+        folder / "figures",
+        folder / "claims.csv",
+        folder / "report.html",
+        folder / "report.md",
+    )
+
+
+def status(options: argparse.Namespace) -> None:
+    """Say how the runs of a scale ended and where its report is."""
+    from harness.records import load_runs
+
+    folder = options.results / options.scale
+    runs = load_runs(folder)
+    counts = runs["status"].value_counts()
+    print(f"{len(runs)} runs: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
+    if counts.get("failed", 0):
+        print(f"to try the failed runs again: harness forget --scale {options.scale}; snakemake")
+    print(f"report: {(folder / 'report.html').resolve()}")
+
+
+def forget(options: argparse.Namespace) -> None:
+    """Drop failed runs, and jobs whose runs are gone, so that the next snakemake repeats them."""
+    from harness.jobs.forget import forget_failed
+
+    for name in forget_failed(_context(options)):
+        print(f"will run again: {name}")
+
+
+def _path(flag: str, default: str | None, text: str):  # type: ignore[no-untyped-def]
+    def add(command: argparse.ArgumentParser) -> None:
+        value = None if default is None else Path(default)
+        command.add_argument(flag, type=Path, default=value, required=default is None, help=text)
+
+    return add
+
+
+def _text(flag: str, default: str | None, text: str):  # type: ignore[no-untyped-def]
+    def add(command: argparse.ArgumentParser) -> None:
+        command.add_argument(flag, default=default, required=default is None, help=text)
+
+    return add
+
+
+_OPTIONS = {
+    "config": _path("--config", "config", "folder of the configuration"),
+    "results": _path("--results", "results", "folder of the results"),
+    "scale": _text("--scale", os.environ.get("HARNESS_SCALE", "smoke"), "name in config/scales"),
+    "name": _text("--name", None, "name of the job"),
+    "records": _path("--records", None, "folder with records.parquet and runs.parquet"),
+    "output": _path("--output", None, "folder or file to write"),
+}
+_SCALE = ("config", "results", "scale")
+_COMMANDS = {
+    "plan": (plan, _SCALE),
+    "job": (job, (*_SCALE, "name")),
+    "collect": (collect, _SCALE),
+    "tables": (tables, ("records", "output")),
+    "figures": (figures, ("records", "output")),
+    "claims": (claims, ("config", "records", "output")),
+    "report": (report, ("records", "output")),
+    "status": (status, _SCALE),
+    "forget": (forget, _SCALE),
+}

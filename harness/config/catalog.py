@@ -1,0 +1,169 @@
+"""Everything under ``config/`` for one scale, loaded, merged, cross-checked and frozen."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.config.base import validate
+from harness.config.dataset_schema import DatasetSpec
+from harness.config.experiment_schema import (
+    ComputeExperiment,
+    ExperimentSpec,
+    MeasureExperiment,
+    Scale,
+    TrainExperiment,
+)
+from harness.config.model_schema import ModelSpec
+from harness.config.optimizer_schema import OptimizerEntry
+from harness.config.yaml_file import merge, read_yaml
+from harness.errors import UserError, closest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalog:
+    """The validated configuration of one scale.
+
+    Attributes:
+        folder: The ``config`` folder.
+        scale_name: Name of the scale, e.g. ``smoke``.
+        scale: Its numbers.
+        optimizers: Entries of ``optimizers.yaml`` by name, variants resolved.
+        models: Entries of ``models.yaml`` by name.
+        datasets: Entries of ``datasets.yaml`` by name.
+        experiments: The experiments of the scale by name, overlays applied.
+    """
+
+    folder: Path
+    scale_name: str
+    scale: Scale
+    optimizers: dict[str, OptimizerEntry]
+    models: dict[str, Any]
+    datasets: dict[str, Any]
+    experiments: dict[str, Any]
+
+    def optimizers_of(self, experiment: TrainExperiment | MeasureExperiment) -> list[str]:
+        """Return the names that ``optimizers: all`` stands for, or the list as given."""
+        if experiment.optimizers == "all":
+            return [name for name, entry in self.optimizers.items() if entry.variant_of is None]
+        return list(experiment.optimizers)
+
+
+def load_catalog(folder: Path, scale_name: str) -> Catalog:
+    """Load and check ``folder`` for one scale.
+
+    Raises:
+        UserError: For the first mistake found, with file, key and the closest valid name.
+    """
+    scale_path = folder / "scales" / f"{scale_name}.yaml"
+    if not scale_path.is_file():
+        names = [path.stem for path in (folder / "scales").glob("*.yaml")]
+        raise UserError(f"scale: found '{scale_name}'{closest(scale_name, names)}")
+    scale = validate(Scale, read_yaml(scale_path), str(scale_path))
+    catalog = Catalog(
+        folder=folder,
+        scale_name=scale_name,
+        scale=scale,
+        optimizers=load_optimizers(folder / "optimizers.yaml"),
+        models=_entries(folder / "models.yaml", ModelSpec),
+        datasets=_entries(folder / "datasets.yaml", DatasetSpec),
+        experiments=_experiments(folder, scale_path, scale),
+    )
+    for name, experiment in catalog.experiments.items():
+        _check_references(catalog, experiment, f"{folder}/experiments/{name}.yaml")
+    return catalog
+
+
+def load_optimizers(path: Path) -> dict[str, OptimizerEntry]:
+    """Return the entries of ``path``; a variant is its base entry with its own keys laid over.
+
+    Raises:
+        UserError: For an invalid entry or an unknown ``variant_of`` or companion.
+    """
+    raw = read_yaml(path)
+    entries = {}
+    for name, data in raw.items():
+        base = data.get("variant_of") if isinstance(data, dict) else None
+        if base is not None:
+            if base not in raw:
+                raise UserError(f"{path}: {name}.variant_of: found '{base}'{closest(base, raw)}")
+            if "variant_of" in raw[base]:
+                raise UserError(f"{path}: {name}.variant_of: '{base}' is itself a variant")
+            data = merge(raw[base], data)
+        entries[name] = validate(OptimizerEntry, data, f"{path}: {name}")
+    for name, entry in entries.items():
+        if entry.companion is not None:
+            _check_companion(entries, name, entry.companion.use, path)
+    return entries
+
+
+def _check_companion(
+    entries: dict[str, OptimizerEntry], name: str, companion: str, path: Path
+) -> None:
+    where = f"{path}: {name}.companion: found '{companion}'"
+    if companion not in entries:
+        raise UserError(where + closest(companion, entries))
+    if entries[companion].parameters != "all":
+        raise UserError(f"{where}, expected an entry with `parameters: all`")
+
+
+def _entries(path: Path, kind: Any) -> dict[str, Any]:
+    return {name: validate(kind, data, f"{path}: {name}") for name, data in read_yaml(path).items()}
+
+
+def _experiments(folder: Path, scale_path: Path, scale: Scale) -> dict[str, Any]:
+    known = [path.stem for path in (folder / "experiments").glob("*.yaml")]
+    experiments = {}
+    for name, overlay in scale.experiments.items():
+        if name not in known:
+            raise UserError(f"{scale_path}: experiments: found '{name}'{closest(name, known)}")
+        path = folder / "experiments" / f"{name}.yaml"
+        where = f"{path} under {scale_path}" if overlay else str(path)
+        experiments[name] = validate(ExperimentSpec, merge(read_yaml(path), overlay or {}), where)
+    return experiments
+
+
+def _check_references(
+    catalog: Catalog,
+    experiment: TrainExperiment | MeasureExperiment | ComputeExperiment,
+    where: str,
+) -> None:
+    if isinstance(experiment, ComputeExperiment):
+        return
+    optimizers = catalog.optimizers_of(experiment)
+    _known(optimizers, catalog.optimizers, f"{where}: optimizers")
+    _known([experiment.baseline], optimizers, f"{where}: baseline")
+    _known(experiment.models, catalog.models, f"{where}: models")
+    if isinstance(experiment, TrainExperiment):
+        _known(experiment.datasets, catalog.datasets, f"{where}: datasets")
+        _check_task(catalog, experiment, where)
+        _check_budget(catalog, optimizers)
+
+
+def _known(names: list[str], valid: Any, where: str) -> None:
+    for name in names:
+        if name not in valid:
+            raise UserError(f"{where}: found '{name}'{closest(name, valid)}")
+
+
+def _check_task(catalog: Catalog, experiment: TrainExperiment, where: str) -> None:
+    kind = {"language": "text", "images": "images"}[experiment.task]
+    for name in experiment.datasets:
+        if catalog.datasets[name].kind != kind:
+            raise UserError(f"{where}: datasets: '{name}' holds {catalog.datasets[name].kind}, "
+                            f"expected {kind} for task {experiment.task}")  # fmt: skip
+    for name in experiment.models:
+        if (catalog.models[name].family == "decoder") != (experiment.task == "language"):
+            raise UserError(f"{where}: models: '{name}' is of family "
+                            f"{catalog.models[name].family}, which does not fit task "
+                            f"{experiment.task}")  # fmt: skip
+
+
+def _check_budget(catalog: Catalog, optimizers: list[str]) -> None:
+    """A comparison is only fair with the same number of trials for everybody."""
+    trials = {name: len(catalog.optimizers[name].tune.lr) for name in optimizers}
+    usual = max(trials.values(), key=list(trials.values()).count)
+    for name, count in trials.items():
+        if count != usual:
+            raise UserError(f"{catalog.folder}/optimizers.yaml: {name}.tune.lr: found {count} "
+                            f"learning rates, expected {usual} as for the others (equal tuning "
+                            "budget)")  # fmt: skip

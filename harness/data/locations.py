@@ -1,0 +1,33 @@
+"""Where data of the user lies: absolute paths, or paths below the folder of ``HARNESS_DATA``."""
+
+import os
+from pathlib import Path
+
+from harness.errors import UserError
+
+
+def locate(path: str, where: str, *, create: bool = False) -> Path:
+    """Return ``path`` if absolute, else below the folder named by ``HARNESS_DATA``.
+
+    Args:
+        path: As written in the configuration.
+        where: File and key of ``path`` for the message.
+        create: Make the folder if it is not there, for data that is about to be downloaded.
+
+    Raises:
+        UserError: If ``HARNESS_DATA`` is needed but not set, or the place does not exist.
+    """
+    full = Path(path).expanduser()
+    if not full.is_absolute():
+        root = os.environ.get("HARNESS_DATA")
+        if not root:
+            raise UserError(
+                f"{where}: found relative path '{path}', but HARNESS_DATA is not set; "
+                "expected: export HARNESS_DATA=/folder/that/holds/it"
+            )
+        full = Path(root).expanduser() / path
+    if create:
+        full.mkdir(parents=True, exist_ok=True)
+    if not full.exists():
+        raise UserError(f"{where}: '{full}' does not exist; expected the data there")
+    return full

@@ -1,0 +1,72 @@
+"""Every tokenizer of the project is a ``tokenizers.Tokenizer`` with ``<|endoftext|>``."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from harness.data.locations import locate
+from harness.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def make_tokenizer(spec: Mapping[str, Any], texts: Iterable[str], where: str) -> Tokenizer:
+    """Return the tokenizer of ``spec``; only a BPE that is to be trained reads ``texts``.
+
+    Raises:
+        UserError: If the tokenizer's files are missing or it lacks ``<|endoftext|>``.
+    """
+    if spec["type"] == "bytes":
+        return _byte_level(models.BPE(vocab=_byte_vocabulary(), merges=[]))
+    if spec["type"] == "bpe":
+        return _train_bpe(spec["vocab_size"], texts)
+    if spec["type"] == "gpt2_files":
+        vocabulary = locate(spec["vocabulary"], f"{where}.tokenizer.vocabulary")
+        merges = locate(spec["merges"], f"{where}.tokenizer.merges")
+        return _byte_level(models.BPE.from_file(str(vocabulary), str(merges)))
+    return _from_hub(spec["path"], where)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer that was saved with a prepared dataset."""
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def _byte_vocabulary() -> dict[str, int]:
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return {symbol: index for index, symbol in enumerate(symbols)}
+
+
+def _byte_level(model: models.Model) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    return tokenizer
+
+
+def _train_bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
+    tokenizer = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _from_hub(path: str, where: str) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_pretrained(path)
+    except Exception as error:  # the Rust library raises bare exceptions
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{where}.tokenizer.path: '{path}' cannot be loaded from the hub ({reason})"
+        ) from error
+    if tokenizer.token_to_id(END_OF_TEXT) is None:
+        tokenizer.add_special_tokens([END_OF_TEXT])
+    return tokenizer

@@ -1,0 +1,96 @@
+"""From the results of all jobs to the two tables of a scale: records and runs."""
+
+import json
+from typing import Any
+
+import pandas as pd
+
+from harness.files import write_json
+from harness.jobs.context import Context
+from harness.plan.expand import Job
+from harness.plan.summary import summarise
+from harness.records.run_folder import require_summary
+from harness.records.store import RECORD_COLUMNS, RUN_COLUMNS, write_table
+
+
+def collect(context: Context) -> None:
+    """Write ``records.parquet``, ``runs.parquet`` and ``plan.json`` of the context's scale."""
+    records: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    for job in context.jobs.values():
+        if job.stage in ("tune", "train"):
+            for run in context.result(job.name)["runs"]:
+                its_records, row = _training_run(context, job, run)
+                records.extend(its_records)
+                runs.append(row)
+            if not context.result(job.name)["runs"]:
+                runs.extend(_unreported(context, job))
+        elif job.stage in ("calibrate", "evaluate", "measure", "compute"):
+            records.extend(_job_record(job, record) for record in context.result(job.name)["records"])
+    folder = context.scale_folder
+    write_table(pd.DataFrame(records), RECORD_COLUMNS, folder / "records.parquet")
+    write_table(pd.DataFrame(runs), RUN_COLUMNS, folder / "runs.parquet")
+    write_json(folder / "plan.json", summarise(context.catalog, context.jobs))
+
+
+def _training_run(
+    context: Context, job: Job, run: dict[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    folder = context.run_folder(run["run_id"])
+    summary = require_summary(folder)
+    common = {
+        "experiment": job.experiment,
+        "run_id": run["run_id"],
+        "role": run["role"],
+        "labels": "{}",
+        **run["factors"],
+    }
+    records = [common | row for row in folder.metrics()]
+    if summary["status"] == "completed":
+        records += [common | row for row in _whole_run(job, summary)]
+    row = {
+        key: json.dumps(summary[key], sort_keys=True) if key in ("spec", "environment") else
+        summary[key]
+        for key in ("status", "reason", "spec", "environment", "started", "seconds")
+    }  # fmt: skip
+    return records, common | row
+
+
+def _whole_run(job: Job, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    examples = "token/s" if job.work[0].spec["task"] == "language" else "image/s"
+    values = [
+        ("time/step", summary["seconds_per_step"], "s"),
+        ("throughput", summary["examples_per_second"], examples),
+        ("memory/peak", summary["peak_memory_bytes"], "B"),
+        ("parameters", summary["parameters"], "1"),
+    ]
+    return [
+        {"metric": metric, "value": value, "unit": unit}
+        for metric, value, unit in values
+        if value is not None
+    ]
+
+
+def _unreported(context: Context, job: Job) -> list[dict[str, Any]]:
+    """Rows for the seeds that could not be reported, so that no table drops them silently."""
+    return [
+        {
+            "experiment": job.experiment,
+            "run_id": f"{job.name}.s{item.factors.seed}",
+            "role": "reporting",
+            "status": "diverged",
+            "reason": context.result(job.name)["reason"],
+            "spec": json.dumps(item.spec, sort_keys=True),
+            "environment": "{}",
+        }
+        for item in job.work
+    ]
+
+
+def _job_record(job: Job, record: dict[str, Any]) -> dict[str, Any]:
+    """Lay a job's record into the columns of the store; what it does not say is not known."""
+    factors = {"model": None, "dataset": None, "optimizer": None, "run_id": job.name}
+    experiment = job.experiment or job.stage.replace("calibrate", "calibration")
+    role = {"calibrate": "compute", "evaluate": "reporting"}.get(job.stage, job.stage)
+    labels = json.dumps(record.get("labels", {}), sort_keys=True)
+    return factors | record | {"experiment": experiment, "role": role, "labels": labels}

@@ -1,0 +1,65 @@
+"""What every job needs to know: its configuration and where results live."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.config.catalog import Catalog
+from harness.errors import UserError
+from harness.plan.expand import Job, expand
+from harness.records.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Context:
+    """A catalog and the ``results`` folder that its jobs read and write."""
+
+    catalog: Catalog
+    results: Path
+
+    @cached_property
+    def jobs(self) -> dict[str, Job]:
+        """All jobs of the scale by name."""
+        return expand(self.catalog)
+
+    @property
+    def scale_folder(self) -> Path:
+        """Folder of the records, tables, figures and report of this scale."""
+        return self.results / self.catalog.scale_name
+
+    @property
+    def calibration_cache(self) -> Path:
+        """Folder of calibrated coefficients, shared by all scales."""
+        return self.results / "calibration"
+
+    def job(self, name: str) -> Job:
+        """Return a job by name.
+
+        Raises:
+            UserError: If the configuration no longer has it.
+        """
+        if name not in self.jobs:
+            raise UserError(
+                f"job: found '{name}', which the configuration no longer has; it was edited while "
+                "the workflow ran: run snakemake again"
+            )
+        return self.jobs[name]
+
+    def run_folder(self, run_id: str) -> RunFolder:
+        """Return the folder of a run; runs are shared by all scales."""
+        return RunFolder(self.results / "runs", run_id)
+
+    def output(self, job: Job) -> Path:
+        """Return the path of a job's result."""
+        return self.scale_folder / job.output
+
+    def result(self, name: str) -> dict[str, Any]:
+        """Return what the job called ``name`` wrote."""
+        return json.loads(self.output(self.job(name)).read_text())
+
+    def dataset_folder(self, job: Job) -> Path:
+        """Return the prepared dataset that ``job`` reads."""
+        prepared = [name for name in job.needs if self.job(name).stage == "prepare"]
+        return self.results / "data" / prepared[0]

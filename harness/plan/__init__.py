@@ -1,0 +1,1 @@
+"""From experiments to runs and jobs: expansion, identities and cost estimates."""

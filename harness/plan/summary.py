@@ -1,0 +1,100 @@
+"""What a scale will do and cost, for people: before it runs, and beside its results."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from harness.config.catalog import Catalog, load_catalog
+from harness.config.experiment_schema import ComputeExperiment, TrainExperiment
+from harness.errors import UserError
+from harness.models import count_flops
+from harness.plan.expand import Job
+
+# Sustained rates behind the estimates: 40 % of an H100's dense bf16 peak (989 TFLOP/s), and what
+# one server core of 2023 reaches in float32 training of small models.
+SUSTAINED_FLOPS = {"cuda": 0.4 * 989e12, "cpu": 40e9}
+UNITS = {"cuda": "H100-hours", "cpu": "CPU-core-hours"}
+LARGEST_SCALE = "paper"
+
+
+def summarise(catalog: Catalog, jobs: Mapping[str, Job]) -> dict[str, Any]:
+    """Return scale, experiments with runs and cost, and where each can be run at full size."""
+    return {
+        "scale": catalog.scale_name,
+        "description": catalog.scale.description,
+        "device": catalog.scale.device,
+        "experiments": _experiments(catalog, jobs),
+        "elsewhere": _elsewhere(catalog),
+    }
+
+
+def _experiments(catalog: Catalog, jobs: Mapping[str, Job]) -> dict[str, Any]:
+    runs = Counter()
+    for job in jobs.values():
+        if job.experiment is not None and job.stage != "evaluate":
+            runs[job.experiment] += len(job.work)
+    return {
+        name: {
+            "title": experiment.title,
+            "question": experiment.question,
+            "kind": experiment.kind,
+            "runs": runs[name],
+            "command": command(catalog.scale_name),
+            "cost": cost(catalog, experiment),
+            **_sweep(catalog, experiment),
+        }
+        for name, experiment in catalog.experiments.items()
+    }
+
+
+def _sweep(catalog: Catalog, experiment: Any) -> dict[str, Any]:
+    if isinstance(experiment, ComputeExperiment):
+        return {}
+    sweep = {"optimizers": catalog.optimizers_of(experiment), "baseline": experiment.baseline}
+    if isinstance(experiment, TrainExperiment):
+        sweep |= {"task": experiment.task, "steps": experiment.training.steps,
+                  "seeds": experiment.seeds.model_dump()}  # fmt: skip
+    return sweep
+
+
+def _elsewhere(catalog: Catalog) -> dict[str, Any]:
+    try:
+        largest = load_catalog(catalog.folder, LARGEST_SCALE)
+    except UserError:
+        return {}
+    return {
+        name: {
+            "scale": LARGEST_SCALE,
+            "command": command(LARGEST_SCALE),
+            "cost": cost(largest, experiment),
+        }
+        for name, experiment in largest.experiments.items()
+    }
+
+
+def command(scale: str) -> str:
+    """Return what a user types to run a scale."""
+    return "snakemake" if scale == "smoke" else f"snakemake --config scale={scale}"
+
+
+def cost(catalog: Catalog, experiment: Any) -> str:
+    """Return the estimated cost of all runs of an experiment, with its unit."""
+    if not isinstance(experiment, TrainExperiment):
+        return "seconds to minutes"
+    hours = training_flops(catalog, experiment) / SUSTAINED_FLOPS[catalog.scale.device] / 3600
+    return f"about {hours:.2g} {UNITS[catalog.scale.device]}"
+
+
+def training_flops(catalog: Catalog, experiment: TrainExperiment) -> float:
+    """Return the floating-point operations of all training runs of an experiment."""
+    training = experiment.training
+    seeds = experiment.seeds
+    runs = sum(
+        len(catalog.optimizers[name].tune.lr) * len(seeds.tuning) + len(seeds.reporting)
+        for name in catalog.optimizers_of(experiment)
+    )
+    examples = training.steps * training.batch_size
+    per_example = sum(
+        count_flops(catalog.models[model], training.sequence_length) for model in experiment.models
+    )
+    return runs * len(experiment.datasets) * examples * per_example

@@ -1,0 +1,1 @@
+"""The training loop, its tasks, schedules, checkpoints and the lease of a GPU."""

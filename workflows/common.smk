@@ -1,0 +1,45 @@
+# The plan, read once; a mistake in the configuration ends here, before any job, with one line.
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from harness.errors import UserError
+from harness.plan.workflow import WorkflowPlan
+from harness.training.devices import visible_gpus
+
+SCALE = config.get("scale", "smoke")
+CONFIG = config.get("config", "config")
+
+try:
+    PLAN = WorkflowPlan.load(Path(CONFIG), SCALE)
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+
+wildcard_constraints:
+    job="[^/]+",
+
+
+if "gpu" not in workflow.global_resources and visible_gpus():
+    # As many GPU jobs at a time as there are GPUs; each job leases its own.
+    workflow.register_resource("gpu", len(visible_gpus()))
+
+
+# Every job is this one command; `--log` takes its progress, errors still reach the terminal.
+JOB = (
+    f"harness job --config {CONFIG} --scale {SCALE}"
+    " --name {wildcards.job} --log {log}"
+)
+
+
+def needs(wildcards):
+    return PLAN.needs(wildcards.job)
+
+
+def after(wildcards):
+    # Only the order matters: a newer file here is no reason to repeat a job.
+    return [ancient(path) for path in PLAN.after(wildcards.job)]
+
+
+def gpus(wildcards):
+    return PLAN.gpus(wildcards.job)

@@ -1,0 +1,30 @@
+# Measurements, closed forms and simulations.
+
+
+rule measure:
+    input:
+        after=after,
+    output:
+        "results/{scale}/jobs/measure/{job}.json",
+    log:
+        "results/{scale}/logs/measure/{job}.log",
+    # Timings are only worth something alone on the machine.
+    threads: workflow.cores
+    resources:
+        gpu=gpus,
+    shell:
+        JOB
+
+
+rule compute:
+    output:
+        "results/{scale}/jobs/compute/{job}.json",
+    log:
+        "results/{scale}/logs/compute/{job}.log",
+    shell:
+        JOB
+
+
+rule systems:
+    input:
+        PLAN.outputs(["compute"]),

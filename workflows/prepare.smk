@@ -1,0 +1,30 @@
+# What comes before training: a check of optimizers and device, data, AdaNewton coefficients.
+
+
+rule check:
+    output:
+        "results/{scale}/jobs/check/{job}.json",
+    log:
+        "results/{scale}/logs/check/{job}.log",
+    resources:
+        gpu=gpus,
+    shell:
+        JOB
+
+
+rule prepare:
+    output:
+        "results/data/{job}/manifest.json",
+    log:
+        "results/data/{job}/prepare.log",
+    shell:
+        JOB
+
+
+rule calibrate:
+    output:
+        "results/{scale}/jobs/calibrate/{job}.json",
+    log:
+        "results/{scale}/logs/calibrate/{job}.log",
+    shell:
+        JOB

@@ -1,0 +1,65 @@
+# From the results of all jobs to records, and from records alone to everything that is read.
+
+# A folder of records from elsewhere, e.g. results/reference/h100, replaces this machine's own.
+RECORDS = config.get("records", f"results/{SCALE}")
+TABLES = [f"{RECORDS}/records.parquet", f"{RECORDS}/runs.parquet", f"{RECORDS}/plan.json"]
+
+if "records" not in config:
+
+    rule collect:
+        input:
+            PLAN.outputs(),
+        output:
+            TABLES,
+        log:
+            f"results/{SCALE}/logs/collect.log",
+        shell:
+            f"harness collect --config {CONFIG} --scale {SCALE} 2> {{log}}"
+
+
+rule tables:
+    input:
+        TABLES,
+    output:
+        directory(f"{RECORDS}/tables"),
+    log:
+        f"{RECORDS}/logs/tables.log",
+    shell:
+        "harness tables --records {RECORDS} --output {output} 2> {log}"
+
+
+rule figures:
+    input:
+        TABLES,
+    output:
+        directory(f"{RECORDS}/figures"),
+    log:
+        f"{RECORDS}/logs/figures.log",
+    shell:
+        "harness figures --records {RECORDS} --output {output} 2> {log}"
+
+
+rule claims:
+    input:
+        TABLES,
+        f"{CONFIG}/claims.yaml",
+    output:
+        f"{RECORDS}/claims.csv",
+    log:
+        f"{RECORDS}/logs/claims.log",
+    shell:
+        "harness claims --config {CONFIG} --records {RECORDS} --output {output} 2> {log}"
+
+
+rule report:
+    input:
+        rules.tables.output,
+        rules.figures.output,
+        rules.claims.output,
+    output:
+        f"{RECORDS}/report.html",
+        f"{RECORDS}/report.md",
+    log:
+        f"{RECORDS}/logs/report.log",
+    shell:
+        "harness report --records {RECORDS} --output {RECORDS} 2> {log}"

@@ -1,0 +1,47 @@
+# Tuning trials, reported runs and their evaluation. The only output of a job is its final summary:
+# run folders with checkpoints live in results/runs, which Snakemake never owns.
+
+
+rule tune:
+    input:
+        needs=needs,
+        after=after,
+    output:
+        "results/{scale}/jobs/tune/{job}.json",
+    log:
+        "results/{scale}/logs/tune/{job}.log",
+    threads: PLAN.catalog.scale.threads
+    resources:
+        gpu=gpus,
+    shell:
+        JOB
+
+
+rule train:
+    input:
+        needs=needs,
+        after=after,
+    output:
+        "results/{scale}/jobs/train/{job}.json",
+    log:
+        "results/{scale}/logs/train/{job}.log",
+    threads: PLAN.catalog.scale.threads
+    resources:
+        gpu=gpus,
+    shell:
+        JOB
+
+
+rule evaluate:
+    input:
+        needs=needs,
+        after=after,
+    output:
+        "results/{scale}/jobs/evaluate/{job}.json",
+    log:
+        "results/{scale}/logs/evaluate/{job}.log",
+    threads: PLAN.catalog.scale.threads
+    resources:
+        gpu=gpus,
+    shell:
+        JOB
