@@ -1,17 +1,26 @@
 """The job that finds AdaNewton coefficients for every matrix shape of the scale's models."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from harness.config.base import validate
 from harness.config.model_schema import ModelSpec
 from harness.jobs.context import Context
 from harness.models import build_model
 from harness.optimizers import route_parameters
-from harness.optimizers.calibration import resolve_coefficients
+from harness.optimizers.calibration import Coefficients, resolve_coefficients
 from harness.plan.expand import Job
+
+BYTES = 257
+
+
+def build_on_meta(model_spec: Any) -> nn.Module:
+    """Return the model without memory for its weights; a byte vocabulary unless it has its own."""
+    with torch.device("meta"):
+        return build_model(model_spec, vocab_size=model_spec.vocab_size or BYTES
+                           if model_spec.family == "decoder" else None)  # fmt: skip
 
 
 def matrix_shapes(model_spec: Any) -> list[tuple[int, int]]:
@@ -19,12 +28,11 @@ def matrix_shapes(model_spec: Any) -> list[tuple[int, int]]:
 
     Convolution kernels count as (output channels, rest), as the optimizer sees them.
     """
-    with torch.device("meta"):
-        model = build_model(model_spec, vocab_size=model_spec_vocabulary(model_spec))
+    model = build_on_meta(model_spec)
     parameters = dict(model.named_parameters())
     shapes = set()
-    for name, kind in route_parameters(model).items():
-        if kind == "matrix":
+    for name, route in route_parameters(model).items():
+        if route == "matrix":
             rows, columns = parameters[name].flatten(1).shape
             shapes.add((min(rows, columns), max(rows, columns)))
     return sorted(shapes)
@@ -38,6 +46,20 @@ def calibrate(job: Job, context: Context) -> dict[str, Any]:
         found = resolve_coefficients(
             matrix_shapes(spec), item.spec["calibration"], context.calibration_cache
         )
+        factors = {"model": item.factors.model, "optimizer": item.factors.optimizer}
         for shape, result in found.items():
-            records.extend(_records(shape, result, item.factors.model, item.factors.optimizer))
+            records.extend(factors | record for record in _records(shape, result))
     return {"records": records}
+
+
+def _records(shape: tuple[int, int], result: Coefficients) -> list[dict[str, Any]]:
+    labels = {"rows": shape[0], "columns": shape[1], "source": result.source}
+    values = {
+        **dict(zip("abc", result.triple, strict=True)),
+        "error": result.error,
+        "error_muon": result.error_muon,
+    }
+    return [
+        {"metric": f"calibration/{name}", "value": value, "unit": "1", "labels": labels}
+        for name, value in values.items()
+    ]

@@ -14,6 +14,7 @@ from harness.config.base import validate
 from harness.config.model_schema import ModelSpec
 from harness.errors import Interrupted
 from harness.jobs.context import Context
+from harness.numerics.orthogonalization import Triple
 from harness.plan.expand import Factors, Job, Work
 from harness.plan.identity import identify
 from harness.training.devices import leased_device
@@ -88,7 +89,7 @@ def _train(job: Job, context: Context, work: list[Work], role: str) -> list[dict
                 context.run_folder(run_id),
                 data,
                 device,
-                _coefficients(item, context, data),
+                _coefficients(item, context),
                 checkpoint_seconds=scale.checkpoint_seconds,
                 keep_weights=role == "reporting",
                 progress=_progress(run_id),
@@ -103,7 +104,7 @@ def _prefix(factors: Factors) -> str:
     return f"{factors.model}.{factors.dataset}.{factors.optimizer}.s{factors.seed}"
 
 
-def _coefficients(item: Work, context: Context, data: Any) -> Any:
+def _coefficients(item: Work, context: Context) -> dict[tuple[int, int], Triple] | None:
     calibration = item.spec["optimizer"]["calibration"]
     if calibration is None:
         return None
@@ -111,7 +112,8 @@ def _coefficients(item: Work, context: Context, data: Any) -> Any:
     from harness.optimizers.calibration import resolve_coefficients
 
     shapes = matrix_shapes(validate(ModelSpec, item.spec["model"], "model"))
-    return resolve_coefficients(shapes, calibration, context.calibration_cache)
+    found = resolve_coefficients(shapes, calibration, context.calibration_cache)
+    return {shape: coefficients.triple for shape, coefficients in found.items()}
 
 
 def _progress(run_id: str) -> Callable[[int, int, float], None]:

@@ -7,7 +7,7 @@ from typing import Any
 from harness.config.catalog import Catalog, load_catalog
 from harness.config.experiment_schema import ComputeExperiment, TrainExperiment
 from harness.errors import UserError
-from harness.models import count_flops
+from harness.models.flops import training_flops_per_example
 from harness.plan.expand import Job
 
 # Sustained rates behind the estimates: 40 % of an H100's dense bf16 peak (989 TFLOP/s), and what
@@ -95,6 +95,7 @@ def training_flops(catalog: Catalog, experiment: TrainExperiment) -> float:
     )
     examples = training.steps * training.batch_size
     per_example = sum(
-        count_flops(catalog.models[model], training.sequence_length) for model in experiment.models
+        training_flops_per_example(catalog.models[model], training.sequence_length)
+        for model in experiment.models
     )
     return runs * len(experiment.datasets) * examples * per_example

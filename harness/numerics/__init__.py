@@ -1,0 +1,1 @@
+"""Polynomials that orthogonalise matrices, and number formats."""
