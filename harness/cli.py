@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from harness.errors import Interrupted, UserError
@@ -61,7 +62,11 @@ def job(options: argparse.Namespace) -> None:
 
     context = _context(options)
     one = context.job(options.name)
-    write_json(context.output(one), run_job(one, context))
+    options.log.parent.mkdir(parents=True, exist_ok=True)
+    # Progress goes to the log; what ends the command is printed by `main`.
+    with options.log.open("a") as log, redirect_stderr(log), redirect_stdout(log):
+        result = run_job(one, context)
+    write_json(context.output(one), result)
 
 
 def collect(options: argparse.Namespace) -> None:
@@ -148,13 +153,14 @@ _OPTIONS = {
     "results": _path("--results", "results", "folder of the results"),
     "scale": _text("--scale", os.environ.get("HARNESS_SCALE", "smoke"), "name in config/scales"),
     "name": _text("--name", None, "name of the job"),
+    "log": _path("--log", None, "file that progress is appended to"),
     "records": _path("--records", None, "folder with records.parquet and runs.parquet"),
     "output": _path("--output", None, "folder or file to write"),
 }
 _SCALE = ("config", "results", "scale")
 _COMMANDS = {
     "plan": (plan, _SCALE),
-    "job": (job, (*_SCALE, "name")),
+    "job": (job, (*_SCALE, "name", "log")),
     "collect": (collect, _SCALE),
     "tables": (tables, ("records", "output")),
     "figures": (figures, ("records", "output")),

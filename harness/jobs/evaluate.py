@@ -11,7 +11,7 @@ from torch import nn
 from harness.config.base import validate
 from harness.config.model_schema import ModelSpec
 from harness.data.text import read_heldout, read_manifest
-from harness.data.tokenizers import END_OF_TEXT, load_tokenizer
+from harness.data.tokenizers import load_tokenizer
 from harness.errors import UserError
 from harness.evaluation.heldout_tasks import write_heldout_tasks
 from harness.evaluation.language_model import HarnessLM
@@ -22,6 +22,7 @@ from harness.models import build_model
 from harness.plan.expand import Job
 from harness.plan.identity import digest
 from harness.records.run_folder import RunFolder, require_summary
+from harness.training.checkpoint import weights_sha256
 from harness.training.devices import leased_device
 
 # The held-out questions are part of the data, not of a run.
@@ -47,3 +48,43 @@ def evaluate(job: Job, context: Context) -> dict[str, Any]:
             common["step"] = summary["spec"]["training"]["steps"]
             records.extend(common | score for score in scores)
     return {"records": records}
+
+
+def _scores(
+    folder: RunFolder, summary: dict[str, Any], spec: dict[str, Any], data: Path, device: str
+) -> list[dict[str, Any]]:
+    """Return the scores of one run, from its folder if they were computed before."""
+    path = folder.path / f"evaluation-{digest(spec)}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    tasks = data / "tasks" / digest(spec)
+    write_heldout_tasks(read_heldout(data), tasks, TASK_SEED, spec["documents"] or 1000)
+    model = HarnessLM(
+        _load_model(folder, summary, data),
+        load_tokenizer(data),
+        device,
+        max_length=summary["spec"]["training"]["sequence_length"],
+        batch_size=spec["batch_size"],
+    )
+    scores = evaluate_language_model(
+        model, spec["tasks"], tasks, spec["documents"], data / "cache"
+    )
+    write_json(path, scores)
+    return scores
+
+
+def _load_model(folder: RunFolder, summary: dict[str, Any], data: Path) -> nn.Module:
+    """Return the trained model of a run.
+
+    Raises:
+        UserError: If its weights are missing or are not those that training ended with.
+    """
+    if not folder.weights.is_file():
+        raise UserError(f"{folder.weights}: no such file; expected the weights of a completed run")
+    spec = validate(ModelSpec, summary["spec"]["model"], "model")
+    model = build_model(spec, vocab_size=read_manifest(data)["vocab_size"])
+    model.load_state_dict(load_file(folder.weights))
+    if weights_sha256(model.state_dict()) != summary["weights_sha256"]:
+        raise UserError(f"{folder.weights}: weights differ from the digest in summary.json; delete "
+                        f"{folder.path} to train this run again")  # fmt: skip
+    return model
