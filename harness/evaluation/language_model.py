@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from harness.data.tokenizers import END_OF_TEXT
+from harness.errors import UserError
 
 # What one request to score is: its text (the cache's key), the context and what follows it.
 Request = tuple[Any, list[int], list[int]]
@@ -88,7 +89,17 @@ class HarnessLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = True, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """Return log-likelihood and greediness of each continuation, in the given order."""
+        """Return log-likelihood and greediness of each continuation, in the given order.
+
+        Raises:
+            UserError: If a continuation alone is longer than the model's inputs.
+        """
+        longest = max((len(continuation) for _, _, continuation in requests), default=0)
+        if longest > self.max_length:
+            raise UserError(
+                f"evaluation.tasks: a continuation has {longest} tokens, expected at most the "
+                f"{self.max_length} of training.sequence_length"
+            )
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for indices in self._batches([len(c) + len(k) for _, c, k in requests]):
             # The last token is only predicted; what does not fit is cut from the left.

@@ -1,26 +1,22 @@
 """The job that finds AdaNewton coefficients for every matrix shape of the scale's models."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from harness.config.base import validate
 from harness.config.model_schema import ModelSpec
 from harness.jobs.context import Context
 from harness.models import build_model
+from harness.numerics.orthogonalization import Triple
 from harness.optimizers import route_parameters
 from harness.optimizers.calibration import Coefficients, resolve_coefficients
 from harness.plan.expand import Job
 
+# Vocabulary of the byte tokenizer: hidden matrices do not depend on it.
 BYTES = 257
-
-
-def build_on_meta(model_spec: Any) -> nn.Module:
-    """Return the model without memory for its weights; a byte vocabulary unless it has its own."""
-    with torch.device("meta"):
-        return build_model(model_spec, vocab_size=model_spec.vocab_size or BYTES
-                           if model_spec.family == "decoder" else None)  # fmt: skip
 
 
 def matrix_shapes(model_spec: Any) -> list[tuple[int, int]]:
@@ -28,7 +24,9 @@ def matrix_shapes(model_spec: Any) -> list[tuple[int, int]]:
 
     Convolution kernels count as (output channels, rest), as the optimizer sees them.
     """
-    model = build_on_meta(model_spec)
+    with torch.device("meta"):
+        vocabulary = BYTES if model_spec.family == "decoder" else None
+        model = build_model(model_spec, vocab_size=vocabulary)
     parameters = dict(model.named_parameters())
     shapes = set()
     for name, route in route_parameters(model).items():
@@ -36,6 +34,16 @@ def matrix_shapes(model_spec: Any) -> list[tuple[int, int]]:
             rows, columns = parameters[name].flatten(1).shape
             shapes.add((min(rows, columns), max(rows, columns)))
     return sorted(shapes)
+
+
+def calibrated_triples(
+    model_spec: Any, calibration: Mapping[str, Any] | None, cache: Path
+) -> dict[tuple[int, int], Triple] | None:
+    """Return the triple of every matrix shape, or None for an optimizer without calibration."""
+    if calibration is None:
+        return None
+    found = resolve_coefficients(matrix_shapes(model_spec), calibration, cache)
+    return {shape: coefficients.triple for shape, coefficients in found.items()}
 
 
 def calibrate(job: Job, context: Context) -> dict[str, Any]:

@@ -1,10 +1,39 @@
-"""The job that times optimizer steps side by side on the parameter shapes of a model."""
+"""The job that times optimizer steps side by side on the parameters of a model."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
-from harness.jobs.calibrate import build_on_meta, matrix_shapes
+from harness.config.base import validate
+from harness.config.model_schema import ModelSpec
+from harness.jobs.calibrate import BYTES, calibrated_triples
 from harness.jobs.context import Context
-from harness.measurement.optimizer_step import measure as time_steps
+from harness.measurement.optimizer_step import time_optimizer_steps
+from harness.models import build_model
+from harness.optimizers import build_optimizer
 from harness.plan.expand import Job
+from harness.training.devices import leased_device
+
+# Any rate does: the time of a step does not depend on it.
+LEARNING_RATE = 1e-3
+
+
+def measure(job: Job, context: Context) -> dict[str, Any]:
+    """Return one record per optimizer and round."""
+    [item] = job.work
+    model_spec = validate(ModelSpec, item.spec["model"], f"models.yaml: {item.factors.model}")
+
+    def builder(spec: Mapping[str, Any]) -> Callable[[nn.Module], Any]:
+        triples = calibrated_triples(model_spec, spec["calibration"], context.calibration_cache)
+        return lambda model: build_optimizer(spec, model, LEARNING_RATE, triples)
+
+    where = f"{context.catalog.folder}/scales/{context.catalog.scale_name}.yaml: device"
+    with leased_device(item.spec["device"], where) as device:
+        torch.manual_seed(0)
+        vocabulary = BYTES if model_spec.family == "decoder" else None
+        model = build_model(model_spec, vocab_size=vocabulary).to(device)
+        builders = {name: builder(spec) for name, spec in item.spec["optimizers"].items()}
+        records = time_optimizer_steps(builders, model, item.spec["rounds"])
+    return {"records": [{"model": item.factors.model, **record} for record in records]}

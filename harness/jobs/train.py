@@ -105,15 +105,11 @@ def _prefix(factors: Factors) -> str:
 
 
 def _coefficients(item: Work, context: Context) -> dict[tuple[int, int], Triple] | None:
-    calibration = item.spec["optimizer"]["calibration"]
-    if calibration is None:
-        return None
-    from harness.jobs.calibrate import matrix_shapes
-    from harness.optimizers.calibration import resolve_coefficients
+    from harness.jobs.calibrate import calibrated_triples
 
-    shapes = matrix_shapes(validate(ModelSpec, item.spec["model"], "model"))
-    found = resolve_coefficients(shapes, calibration, context.calibration_cache)
-    return {shape: coefficients.triple for shape, coefficients in found.items()}
+    model = validate(ModelSpec, item.spec["model"], "model")
+    calibration = item.spec["optimizer"]["calibration"]
+    return calibrated_triples(model, calibration, context.calibration_cache)
 
 
 def _progress(run_id: str) -> Callable[[int, int, float], None]:

@@ -1,0 +1,1 @@
+"""Measurements of speed, always side by side in one process."""

@@ -1,0 +1,58 @@
+"""Times of single optimizer steps, all optimizers in turn on the same parameter shapes.
+
+Machines drift: their clocks, caches and neighbours change within seconds. So every round times each
+optimizer once, and comparisons are ratios within a round.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+
+WARMUP_ROUNDS = 2
+
+
+def time_optimizer_steps(
+    optimizers: Mapping[str, Callable[[nn.Module], Any]],
+    model: nn.Module,
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """Return the time of one step per optimizer and round, as records.
+
+    Args:
+        optimizers: Builders by name; each gets its own copy of the parameters.
+        model: Supplies parameters, their roles and the device.
+        rounds: Timed rounds, after untimed ones that pay for allocation and compilation.
+    """
+    built = {name: _prepare(build, model) for name, build in optimizers.items()}
+    records = []
+    for round_ in range(-WARMUP_ROUNDS, rounds):
+        for name, step in built.items():
+            seconds = _timed(step, next(model.parameters()).device)
+            if round_ >= 0:
+                records.append({"optimizer": name, "metric": "time/optimizer_step",
+                                "value": seconds, "unit": "s",
+                                "labels": {"round": round_}})  # fmt: skip
+    return records
+
+
+def _prepare(build: Callable[[nn.Module], Any], model: nn.Module) -> Callable[[], None]:
+    """Return a function that takes one step with random gradients that stay the same."""
+    own = deepcopy(model)
+    generator = torch.Generator(next(own.parameters()).device).manual_seed(0)
+    for parameter in own.parameters():
+        parameter.grad = torch.empty_like(parameter).normal_(generator=generator)
+    return build(own).step
+
+
+def _timed(step: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
