@@ -104,7 +104,6 @@ def report(options: argparse.Namespace) -> None:
     folder = options.output
     write_report(
         options.records,
-        folder / "tables",
         folder / "figures",
         folder / "claims.csv",
         folder / "report.html",

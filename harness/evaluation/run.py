@@ -55,11 +55,23 @@ def evaluate_language_model(
         numpy_random_seed=0,
         torch_random_seed=0,
     )
-    return [
+    records = [
         record
         for task in tasks
         for record in _records(task, answer["results"][task], _labels(answer, task, model))
     ]
+    return records + _average(records)
+
+
+def _average(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the plain mean of `acc` over the tasks that have it, as published tables print it."""
+    scores = [record for record in records if record["metric"].endswith("/acc")]
+    if not scores:
+        return []
+    mean = sum(record["value"] for record in scores) / len(scores)
+    labels = {"samples": sum(record["labels"]["samples"] for record in scores),
+              "tasks": len(scores)}  # fmt: skip
+    return [{"metric": "lm_eval/average/acc", "value": mean, "unit": "1", "labels": labels}]
 
 
 def _labels(answer: dict[str, Any], task: str, model: HarnessLM) -> dict[str, Any]:

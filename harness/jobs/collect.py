@@ -1,6 +1,7 @@
 """From the results of all jobs to the two tables of a scale: records and runs."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -82,6 +83,7 @@ def _unreported(context: Context, job: Job) -> list[dict[str, Any]]:
             "reason": context.result(job.name)["reason"],
             "spec": json.dumps(item.spec, sort_keys=True),
             "environment": "{}",
+            **asdict(item.factors),
         }
         for item in job.work
     ]

@@ -52,8 +52,14 @@ def _sweep(catalog: Catalog, experiment: Any) -> dict[str, Any]:
         return {}
     sweep = {"optimizers": catalog.optimizers_of(experiment), "baseline": experiment.baseline}
     if isinstance(experiment, TrainExperiment):
-        sweep |= {"task": experiment.task, "steps": experiment.training.steps,
-                  "seeds": experiment.seeds.model_dump()}  # fmt: skip
+        trials = {len(catalog.optimizers[name].tune.lr) for name in sweep["optimizers"]}
+        sweep |= {
+            "task": experiment.task,
+            "steps": experiment.training.steps,
+            "seeds": experiment.seeds.model_dump(),
+            # One number for all: the catalog refuses unequal tuning budgets.
+            "trials": trials.pop(),
+        }
     return sweep
 
 
@@ -82,7 +88,8 @@ def cost(catalog: Catalog, experiment: Any) -> str:
     if not isinstance(experiment, TrainExperiment):
         return "seconds to minutes"
     hours = training_flops(catalog, experiment) / SUSTAINED_FLOPS[catalog.scale.device] / 3600
-    return f"about {hours:.2g} {UNITS[catalog.scale.device]}"
+    rounded = float(f"{hours:.2g}")
+    return f"about {rounded:,g} {UNITS[catalog.scale.device]}"
 
 
 def training_flops(catalog: Catalog, experiment: TrainExperiment) -> float:

@@ -32,6 +32,11 @@ RUN_COLUMNS = {
     "experiment": "string",
     "run_id": "string",
     "role": "string",
+    "model": "string",
+    "dataset": "string",
+    "optimizer": "string",
+    "learning_rate": "Float64",
+    "seed": "Int64",
     "status": "string",  # completed | diverged | out_of_memory | failed
     "reason": "string",  # why it did not complete; <NA> if it did
     "spec": "string",  # the resolved specification, JSON

@@ -1,0 +1,87 @@
+"""Schema of ``config/claims.yaml``: what somebody published, and how it is to be judged."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, model_validator
+
+from harness.config.base import Spec, validate
+from harness.config.yaml_file import read_yaml
+from harness.errors import UserError, closest
+
+
+class ValueEvidence(Spec):
+    """One number of an experiment: the mean over its seeds."""
+
+    experiment: str
+    metric: str
+    where: dict[str, Any] = Field(
+        default_factory=dict, description="model, dataset, optimizer or labels of the records"
+    )
+
+
+class ComparisonEvidence(Spec):
+    """The paired difference of two optimizers on every sweep of an experiment."""
+
+    experiment: str
+    metric: str
+    compare: tuple[str, str] = Field(description="first and second optimizer")
+    claimed: Literal["first_lower", "first_higher"] = Field(
+        description="which sign of first minus second the claim predicts"
+    )
+
+
+class Claim(Spec):
+    """One published statement.
+
+    ``exact`` is a closed form and must agree within ``tolerance`` (relative). ``value`` is judged
+    only at ``scale``. ``ordering`` is the sign of a paired difference at any scale. ``bound`` is a
+    range that a measured number must lie in.
+    """
+
+    source: str = Field(description="paper and place in it")
+    claim: str = Field(description="one sentence")
+    reported: str = Field(description="as printed")
+    unit: str = ""
+    rule: Literal["exact", "value", "ordering", "bound"]
+    value: float | None = Field(None, description="the reported number, for exact and value")
+    tolerance: NonNegativeFloat | None = Field(None, description="relative, for exact and value")
+    low: float | None = Field(None, description="smallest value that a bound allows")
+    high: float | None = Field(None, description="largest value that a bound allows")
+    scale: str = Field("any", description="the scale at which the claim was made")
+    evidence: ValueEvidence | ComparisonEvidence | None = None
+    nothing: str | None = Field(None, description="why there is no evidence to be had here")
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Claim":
+        if (self.evidence is None) == (self.nothing is None):
+            raise ValueError("needs either `evidence` or `nothing` (why there is none)")
+        if self.rule in ("exact", "value") and self.evidence is not None:
+            if self.value is None or self.tolerance is None:
+                raise ValueError(f"rule {self.rule} needs `value` and `tolerance`")
+        if self.rule == "bound" and self.evidence and self.low is None and self.high is None:
+            raise ValueError("rule bound needs `low` or `high`")
+        if self.rule == "ordering" and isinstance(self.evidence, ValueEvidence):
+            raise ValueError("rule ordering needs evidence with `compare` and `claimed`")
+        return self
+
+
+ClaimId = Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)+$")]
+
+
+def load_claims(path: Path) -> dict[str, Claim]:
+    """Return the claims of the ledger by id, in the order of the file.
+
+    Raises:
+        UserError: For the first invalid entry, or evidence from an unknown experiment.
+    """
+    claims = {}
+    known = [file.stem for file in (path.parent / "experiments").glob("*.yaml")]
+    for name, data in read_yaml(path).items():
+        validate(ClaimId, name, f"{path}: {name}")
+        claims[name] = claim = validate(Claim, data, f"{path}: {name}")
+        experiment = claim.evidence.experiment if claim.evidence else None
+        if experiment is not None and experiment not in known:
+            raise UserError(f"{path}: {name}.evidence.experiment: found '{experiment}'"
+                            f"{closest(experiment, known)}")  # fmt: skip
+    return claims

@@ -1,0 +1,172 @@
+"""The report of a folder of records: Markdown beside its figures, and one self-contained HTML file."""
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+from markdown_it import MarkdownIt
+
+from harness.files import write_atomically
+from harness.reporting.claims import VERDICTS
+from harness.reporting.figures import read_index
+from harness.reporting.results import Results
+from harness.reporting.tables import Table, make_tables
+
+STYLE = Path(__file__).with_name("report.css")
+PAPERS = {
+    "root": "ROOT (arXiv 2511.20626) and the optimizers that it is compared with",
+    "ds": "Insights into DeepSeek-V3 (arXiv 2505.09343)",
+}
+LEDGER = ("id", "reported", "measured", "unit", "verdict", "evidence")
+NOT_RUN = ("id", "reported", "unit", "evidence", "command")
+
+
+def write_report(records: Path, figures: Path, claims: Path, html: Path, markdown: Path) -> None:
+    """Write the report of a folder of records.
+
+    Args:
+        records: Folder with the records.
+        figures: Folder with the drawn figures.
+        claims: The ledger, CSV.
+        html: Self-contained page to write.
+        markdown: Text to write; it links to the figures.
+    """
+    results = Results(records)
+    ledger = pd.read_csv(claims, keep_default_na=False)
+    text = "\n\n".join(_sections(results, ledger, figures)) + "\n"
+    links = re.sub(r"\(figures/", f"({figures.relative_to(markdown.parent)}/", text)
+    write_atomically(markdown, links.encode())
+    title = f"optrepro: scale {results.scale}"
+    write_atomically(html, _page(title, text, figures).encode())
+
+
+def _sections(results: Results, ledger: pd.DataFrame, figures: Path) -> Iterator[str]:
+    plan = results.plan
+    yield f"# What the papers claim, and what was found at scale `{results.scale}`"
+    yield f"{plan['description'][0].upper()}{plan['description'][1:]}."
+    yield from _summary(results, ledger)
+    yield "## Claims"
+    yield (
+        "Every verdict is computed from records. *Reproduced*: agrees at the scale at which it was "
+        "claimed. *Direction reproduced*: the paired difference has the claimed sign, at another "
+        "scale. *Unresolved*: its 95 % interval contains zero. Claims about values are judged only "
+        "at the published scale."
+    )
+    for prefix, paper in PAPERS.items():
+        ds = ledger["id"].str.startswith("ds.")
+        yield from _ledger(paper, ledger[ds if prefix == "ds" else ~ds])
+    tables = list(make_tables(results))
+    index = read_index(figures)
+    for name, entry in plan["experiments"].items():
+        yield f"## {entry['title']}"
+        yield f"*{entry['question']}*"
+        if entry["kind"] == "train":
+            yield _budget(entry)
+        yield from _evidence(name, tables, index)
+    if not results.of("calibration").empty:
+        yield "## Coefficients of ROOT"
+        yield from _evidence("calibration", tables, index)
+    yield "## Runs that did not complete"
+    yield _not_completed(results.runs)
+    yield "## Provenance"
+    yield _provenance(results.runs)
+
+
+def _summary(results: Results, ledger: pd.DataFrame) -> Iterator[str]:
+    counts = ledger["verdict"].value_counts()
+    yield _markdown(pd.DataFrame({v: [int(counts.get(v, 0))] for v in VERDICTS}))
+    runs = results.runs["status"].value_counts()
+    ended = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in runs.items())
+    yield f"{len(results.runs)} training runs: {ended}."
+
+
+def _ledger(paper: str, rows: pd.DataFrame) -> Iterator[str]:
+    yield f"### {paper}"
+    judged = rows[rows["verdict"] != "not run"].copy()
+    waiting = rows[rows["verdict"] == "not run"]
+    if not judged.empty:
+        judged["measured"] = [
+            _measured(row["measured"], row["low"], row["high"]) for _, row in judged.iterrows()
+        ]
+        yield _markdown(judged[list(LEDGER)])
+    if not waiting.empty:
+        yield f"Not run at this scale ({len(waiting)}), with what would run it and the cost:"
+        yield _markdown(waiting[list(NOT_RUN)])
+
+
+def _measured(mean: str, low: str, high: str) -> str:
+    text = f"{float(mean):.4g}"
+    return f"{text} [{float(low):.4g}, {float(high):.4g}]" if low not in ("", mean) else text
+
+
+def _budget(entry: dict) -> str:
+    seeds = entry["seeds"]
+    return (
+        f"Every optimizer has the same budget: {entry['trials']} learning rates on tuning seeds "
+        f"{', '.join(map(str, seeds['tuning']))}, then the best one on fresh seeds "
+        f"{', '.join(map(str, seeds['reporting']))}; {entry['steps']} steps a run."
+    )
+
+
+def _evidence(experiment: str, tables: list[Table], index: list[dict[str, str]]) -> Iterator[str]:
+    for table in tables:
+        if table.experiment == experiment:
+            yield f"**{table.title}.** {table.caption}"
+            yield _markdown(table.text)
+    for figure in index:
+        if figure["experiment"] == experiment:
+            yield f"![{figure['title']}](figures/{figure['name']}.png)"
+            yield f"**{figure['title']}.** {figure['caption']}"
+
+
+def _not_completed(runs: pd.DataFrame) -> str:
+    rows = runs[runs["status"] != "completed"]
+    if rows.empty:
+        return "All runs completed."
+    columns = ["experiment", "role", "optimizer", "learning_rate", "seed", "status", "reason"]
+    return _markdown(rows[columns].astype(object).fillna("-"))
+
+
+def _provenance(runs: pd.DataFrame) -> str:
+    environments = [json.loads(text) for text in runs["environment"].unique()]
+    facts: dict[str, set[str]] = {}
+    for environment in environments:
+        packages = environment.pop("packages", {})
+        for key, value in {**environment, **packages}.items():
+            if value is not None:
+                facts.setdefault(key, set()).add(str(value))
+    rows = {"what": list(facts), "value": [", ".join(sorted(v)) for v in facts.values()]}
+    return _markdown(pd.DataFrame(rows))
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    cells = frame.map(lambda cell: str(cell).replace("|", r"\|"))
+    return str(cells.to_markdown(index=False, disable_numparse=True))
+
+
+def _page(title: str, text: str, figures: Path) -> str:
+    body = MarkdownIt("commonmark").enable("table").render(text)
+    headings = re.findall(r"<h2>(.*?)</h2>", body)
+    for number, heading in enumerate(headings):
+        body = body.replace(f"<h2>{heading}</h2>", f'<h2 id="s{number}">{heading}</h2>', 1)
+    links = "".join(f'<li><a href="#s{n}">{h}</a></li>' for n, h in enumerate(headings))
+    body = body.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
+    for verdict in VERDICTS:
+        badge = f'<td><span class="verdict {verdict.replace(" ", "-")}">{verdict}</span></td>'
+        body = body.replace(f"<td>{verdict}</td>", badge)
+    body = re.sub(r'src="figures/([^"]+)"', lambda found: _inline(figures / found[1]), body)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{STYLE.read_text()}</style>\n</head>\n<body>\n"
+        f"<nav><ul>{links}</ul></nav>\n<main>\n{body}</main>\n</body>\n</html>\n"
+    )
+
+
+def _inline(image: Path) -> str:
+    encoded = base64.b64encode(image.read_bytes()).decode()
+    return f'src="data:image/png;base64,{encoded}"'

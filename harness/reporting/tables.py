@@ -1,0 +1,260 @@
+"""Tables as CSV (plain numbers), Markdown and LaTeX (rounded, with intervals)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from harness.files import write_atomically
+from harness.records.statistics import Estimate
+from harness.reporting.results import Results, Sweep, higher_is_better, label
+
+MILLI = 1000.0
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in two forms: numbers to compute with, and text to read.
+
+    Attributes:
+        name: File name without ending.
+        experiment: The experiment it belongs to.
+        title: One line above it.
+        caption: What the columns mean.
+        numbers: For CSV.
+        text: For Markdown, LaTeX and the report.
+    """
+
+    name: str
+    experiment: str
+    title: str
+    caption: str
+    numbers: pd.DataFrame
+    text: pd.DataFrame
+
+
+def make_tables(results: Results) -> Iterator[Table]:
+    """Yield every table that the records have the numbers for."""
+    for sweep in results.sweeps():
+        yield _sweep_table(sweep)
+        if any(metric.startswith("lm_eval/") for metric in sweep.records["metric"]):
+            yield _task_table(sweep)
+    for experiment, entry in results.plan["experiments"].items():
+        if entry["kind"] == "measure":
+            yield from _step_tables(results, experiment, entry["baseline"])
+    if not results.of("calibration").empty:
+        yield _calibration_table(results.of("calibration"))
+
+
+def write_tables(records: Path, output: Path) -> list[Path]:
+    """Write every table of a folder of records in three formats and return the Markdown files."""
+    written = []
+    for table in make_tables(Results(records)):
+        head = f"**{table.title}**\n\n{table.caption}\n\n"
+        formats: dict[str, Callable[[], str]] = {
+            "csv": lambda t=table: t.numbers.to_csv(index=False),
+            "md": lambda t=table, h=head: h + t.text.to_markdown(index=False) + "\n",
+            "tex": lambda t=table: _latex(t),
+        }
+        for suffix, render in formats.items():
+            write_atomically(output / f"{table.name}.{suffix}", render().encode())
+        written.append(output / f"{table.name}.md")
+    return written
+
+
+def _latex(table: Table) -> str:
+    escaped = table.text.map(_escape).rename(columns=_escape)
+    return escaped.to_latex(index=False, caption=_escape(table.caption), label=f"tab:{table.name}")
+
+
+def _escape(text: object) -> str:
+    replaced = str(text).replace("\\", r"\textbackslash{}")
+    for character in "&%$#_{}":
+        replaced = replaced.replace(character, f"\\{character}")
+    return replaced.replace("±", r"$\pm$").replace("†", r"$\dagger$")
+
+
+def _interval(estimate: Estimate | None, digits: int, sign: str = "") -> str:
+    if estimate is None:
+        return "-"
+    mean = f"{estimate.mean:{sign}.{digits}f}"
+    return mean if estimate.count == 1 else f"{mean} ± {estimate.half_width:.{digits}f}"
+
+
+def evidence(difference: Estimate | None, metric: str) -> str:
+    """Return in words whether a paired difference speaks for its first side."""
+    if difference is None or difference.count == 1:
+        return "one seed" if difference else "-"
+    if difference.low <= 0 <= difference.high:
+        return "unresolved"
+    better = (difference.low > 0) == higher_is_better(metric)
+    return "better" if better else "worse"
+
+
+def _sweep_table(sweep: Sweep) -> Table:
+    metric = sweep.primary_metric
+    numbers, text = [], []
+    for optimizer in sweep.optimizers:
+        tuning = sweep.tuning(optimizer)
+        runs = sweep.runs[
+            (sweep.runs["optimizer"] == optimizer) & (sweep.runs["role"] == "reporting")
+        ]
+        all_runs = sweep.runs[sweep.runs["optimizer"] == optimizer]
+        ended = int((all_runs["status"] != "completed").sum())
+        score = sweep.estimate(metric, optimizer) if metric else None
+        loss = sweep.estimate("validation/loss", optimizer)
+        difference = None
+        if metric and optimizer != sweep.baseline:
+            difference = sweep.difference(metric, optimizer, sweep.baseline)
+        step = sweep.estimate("time/step", optimizer)
+        seeds = sorted(int(seed) for seed in runs["seed"])
+        numbers.append({
+            "optimizer": optimizer,
+            "learning_rate": tuning.best,
+            "on_edge_of_grid": tuning.on_edge,
+            "trials": len(tuning.losses),
+            "seeds": " ".join(map(str, seeds)),
+            "n": score.count if score else 0,
+            metric or "score": score.mean if score else None,
+            "low": score.low if score else None,
+            "high": score.high if score else None,
+            "validation/loss": loss.mean if loss else None,
+            "difference": difference.mean if difference else None,
+            "difference_low": difference.low if difference else None,
+            "difference_high": difference.high if difference else None,
+            "not_completed": ended,
+            "seconds_per_step": step.mean if step else None,
+        })  # fmt: skip
+        rate = "none" if tuning.best is None else f"{tuning.best:g}{'†' if tuning.on_edge else ''}"
+        text.append({
+            "optimizer": optimizer,
+            "learning rate": rate,
+            f"{metric} (n = {score.count if score else 0})": _interval(score, 4),
+            "validation/loss": _interval(loss, 4),
+            f"minus {sweep.baseline}": _interval(difference, 4, "+"),
+            "evidence": evidence(difference, metric) if metric else "-",
+            "not completed": f"{ended} of {len(all_runs)}",
+            "ms/step": f"{step.mean * MILLI:.1f}" if step else "-",
+        })  # fmt: skip
+    frame = pd.DataFrame(text)
+    # Optimizers may have different counts of completed seeds; one column holds them all.
+    scores = [column for column in frame.columns if column.startswith(f"{metric} (")]
+    if len(scores) > 1:
+        merged = frame[scores].bfill(axis=1).iloc[:, 0]
+        counts = pd.Series([row["n"] for row in numbers]).map(lambda n: f" (n = {n})")
+        frame.insert(2, str(metric), merged + counts)
+        frame = frame.drop(columns=scores)
+    return Table(
+        name=f"sweep.{sweep.name}",
+        experiment=sweep.experiment,
+        title=f"{sweep.title}: {sweep.model} on {sweep.dataset}",
+        caption=(
+            "Learning rates chosen on tuning seeds, scores on fresh seeds: mean ± half of the 95 % "
+            f"interval. Differences to {sweep.baseline} are paired by seed; 'unresolved' means "
+            "that the interval contains zero. † best rate on the edge of its grid."
+        ),
+        numbers=pd.DataFrame(numbers),
+        text=frame,
+    )
+
+
+def _task_table(sweep: Sweep) -> Table:
+    present = sweep.records.loc[sweep.records["metric"].str.startswith("lm_eval/"), "metric"]
+    metrics = [m for m in dict.fromkeys(present) if not m.endswith("_stderr")]
+    numbers, text = [], []
+    for optimizer in sweep.optimizers:
+        estimates = {metric: sweep.estimate(metric, optimizer) for metric in metrics}
+        found = [e for e in estimates.values() if e]
+        row = {"optimizer": optimizer, "n": found[0].count if found else 0}
+        numbers.append(row | {m: e.mean if e else None for m, e in estimates.items()})
+        text.append(row | {m.removeprefix("lm_eval/"): _interval(e, 3)
+                           for m, e in estimates.items()})  # fmt: skip
+    samples = label(sweep.records[sweep.records["metric"].isin(metrics)], "samples").dropna()
+    return Table(
+        name=f"tasks.{sweep.name}",
+        experiment=sweep.experiment,
+        title=f"Zero-shot tasks after training: {sweep.model} on {sweep.dataset}",
+        caption=(
+            f"lm-eval, up to {int(samples.max())} documents per task; mean ± half of the 95 % "
+            "interval over n training seeds."
+        ),
+        numbers=pd.DataFrame(numbers),
+        text=pd.DataFrame(text),
+    )
+
+
+def step_ratios(records: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Return time over the baseline's time in the same round (rounds x optimizers)."""
+    times = records.assign(round=label(records, "round")).pivot_table(
+        index="round", columns="optimizer", values="value", sort=False
+    )
+    return times.div(times[baseline], axis=0)
+
+
+def _step_tables(results: Results, experiment: str, baseline: str) -> Iterator[Table]:
+    rows = results.of(experiment)
+    for model, records in rows.groupby("model", sort=False):
+        ratios = step_ratios(records, baseline)
+        median = records.groupby("optimizer", sort=False)["value"].median() * MILLI
+        quantiles = ratios.quantile([0.25, 0.5, 0.75]).T
+        numbers = pd.DataFrame({
+            "optimizer": quantiles.index,
+            "milliseconds": median[quantiles.index].to_numpy(dtype=float),
+            "ratio": quantiles[0.5].to_numpy(dtype=float),
+            "ratio_quartile_1": quantiles[0.25].to_numpy(dtype=float),
+            "ratio_quartile_3": quantiles[0.75].to_numpy(dtype=float),
+            "rounds": len(ratios),
+        })  # fmt: skip
+        text = pd.DataFrame({
+            "optimizer": numbers["optimizer"],
+            f"time / {baseline}'s": numbers["ratio"].map("{:.2f}".format),
+            "middle half of the rounds": [
+                f"{low:.2f} to {high:.2f}"
+                for low, high in zip(numbers["ratio_quartile_1"], numbers["ratio_quartile_3"],
+                                     strict=True)
+            ],
+            "median ms on this machine": numbers["milliseconds"].map("{:.2f}".format),
+        })  # fmt: skip
+        yield Table(
+            name=f"step_time.{model}",
+            experiment=experiment,
+            title=f"Time of one optimizer step: {model}",
+            caption=(
+                f"All optimizers in turn in one process, {len(ratios)} rounds; ratios within a "
+                "round."
+            ),
+            numbers=numbers,
+            text=text,
+        )
+
+
+def _calibration_table(records: pd.DataFrame) -> Table:
+    frame = records.assign(
+        rows=label(records, "rows"), columns=label(records, "columns"),
+        source=label(records, "source"),
+    )  # fmt: skip
+    wide = frame.pivot_table(
+        index=["rows", "columns", "source"], columns="metric", values="value"
+    ).reset_index()
+    wide.columns = [str(name).removeprefix("calibration/") for name in wide.columns]
+    text = pd.DataFrame({
+        "matrix": [f"{r} x {c}" for r, c in zip(wide["rows"], wide["columns"], strict=True)],
+        "coefficients": wide["source"],
+        "a, b, c": [f"{a:.4f}, {b:.4f}, {c:.4f}"
+                    for a, b, c in zip(wide["a"], wide["b"], wide["c"], strict=True)],
+        "error": wide["error"].map("{:.4f}".format),
+        "error with Muon's": wide["error_muon"].map("{:.4f}".format),
+    })  # fmt: skip
+    return Table(
+        name="calibration",
+        experiment="calibration",
+        title="AdaNewton coefficients that ROOT used",
+        caption=(
+            "Relative Frobenius error of the orthogonalised matrix after all steps, on a Gaussian "
+            "matrix of this shape that the fit did not see. 'published': from ROOT's released code; "
+            "'calibrated': fitted here."
+        ),
+        numbers=wide,
+        text=text,
+    )

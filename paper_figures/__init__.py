@@ -1,0 +1,1 @@
+"""One module per figure; each reads records only, so a figure never needs a training run."""
