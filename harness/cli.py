@@ -60,12 +60,13 @@ def job(options: argparse.Namespace) -> None:
     from harness.files import write_json
     from harness.jobs import run_job
 
-    context = _context(options)
-    one = context.job(options.name)
     options.log.parent.mkdir(parents=True, exist_ok=True)
     # Progress goes to the log; what ends the command is printed by `main`.
-    with options.log.open("a") as log, redirect_stderr(log), redirect_stdout(log):
-        result = run_job(one, context)
+    with options.log.open("a") as log:
+        context = _context(options)
+        one = context.job(options.name)
+        with redirect_stderr(log), redirect_stdout(log):
+            result = run_job(one, context)
     write_json(context.output(one), result)
 
 
@@ -113,7 +114,7 @@ def report(options: argparse.Namespace) -> None:
 
 def status(options: argparse.Namespace) -> None:
     """Say how the runs of a scale ended and where its report is."""
-    from harness.records import load_runs
+    from harness.records.store import load_runs
 
     folder = options.results / options.scale
     runs = load_runs(folder)

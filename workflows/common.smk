@@ -1,4 +1,5 @@
 # The plan, read once; a mistake in the configuration ends here, before any job, with one line.
+import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -25,9 +26,12 @@ if "gpu" not in workflow.global_resources and visible_gpus():
     workflow.register_resource("gpu", len(visible_gpus()))
 
 
+# The interpreter that runs Snakemake, so that rules work without an activated environment.
+HARNESS = f"{sys.executable} -m harness"
+
 # Every job is this one command; `--log` takes its progress, errors still reach the terminal.
 JOB = (
-    f"harness job --config {CONFIG} --scale {SCALE}"
+    f"{HARNESS} job --config {CONFIG} --scale {SCALE}"
     " --name {wildcards.job} --log {log}"
 )
 

@@ -14,7 +14,7 @@ if "records" not in config:
         log:
             f"results/{SCALE}/logs/collect.log",
         shell:
-            f"harness collect --config {CONFIG} --scale {SCALE} 2> {{log}}"
+            f"{HARNESS} collect --config {CONFIG} --scale {SCALE} 2> {{log}}"
 
 
 rule tables:
@@ -25,7 +25,7 @@ rule tables:
     log:
         f"{RECORDS}/logs/tables.log",
     shell:
-        "harness tables --records {RECORDS} --output {output} 2> {log}"
+        "{HARNESS} tables --records {RECORDS} --output {output} 2> {log}"
 
 
 rule figures:
@@ -36,7 +36,7 @@ rule figures:
     log:
         f"{RECORDS}/logs/figures.log",
     shell:
-        "harness figures --records {RECORDS} --output {output} 2> {log}"
+        "{HARNESS} figures --records {RECORDS} --output {output} 2> {log}"
 
 
 rule claims:
@@ -48,7 +48,7 @@ rule claims:
     log:
         f"{RECORDS}/logs/claims.log",
     shell:
-        "harness claims --config {CONFIG} --records {RECORDS} --output {output} 2> {log}"
+        "{HARNESS} claims --config {CONFIG} --records {RECORDS} --output {output} 2> {log}"
 
 
 rule report:
@@ -62,4 +62,4 @@ rule report:
     log:
         f"{RECORDS}/logs/report.log",
     shell:
-        "harness report --records {RECORDS} --output {RECORDS} 2> {log}"
+        "{HARNESS} report --records {RECORDS} --output {RECORDS} 2> {log}"

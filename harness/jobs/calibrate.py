@@ -37,11 +37,9 @@ def matrix_shapes(model_spec: Any) -> list[tuple[int, int]]:
 
 
 def calibrated_triples(
-    model_spec: Any, calibration: Mapping[str, Any] | None, cache: Path
-) -> dict[tuple[int, int], Triple] | None:
-    """Return the triple of every matrix shape, or None for an optimizer without calibration."""
-    if calibration is None:
-        return None
+    model_spec: Any, calibration: Mapping[str, Any], cache: Path
+) -> dict[tuple[int, int], Triple]:
+    """Return the triple of every matrix shape of a model."""
     found = resolve_coefficients(matrix_shapes(model_spec), calibration, cache)
     return {shape: coefficients.triple for shape, coefficients in found.items()}
 

@@ -26,7 +26,10 @@ def measure(job: Job, context: Context) -> dict[str, Any]:
     model_spec = validate(ModelSpec, item.spec["model"], f"models.yaml: {item.factors.model}")
 
     def builder(spec: Mapping[str, Any]) -> Callable[[nn.Module], Any]:
-        triples = calibrated_triples(model_spec, spec["calibration"], context.calibration_cache)
+        calibration = spec["calibration"]
+        triples = None
+        if calibration is not None:
+            triples = calibrated_triples(model_spec, calibration, context.calibration_cache)
         return lambda model: build_optimizer(spec, model, LEARNING_RATE, triples)
 
     where = f"{context.catalog.folder}/scales/{context.catalog.scale_name}.yaml: device"

@@ -14,7 +14,6 @@ from harness.config.base import validate
 from harness.config.model_schema import ModelSpec
 from harness.errors import Interrupted
 from harness.jobs.context import Context
-from harness.numerics.orthogonalization import Triple
 from harness.plan.expand import Factors, Job, Work
 from harness.plan.identity import identify
 from harness.training.devices import leased_device
@@ -104,11 +103,14 @@ def _prefix(factors: Factors) -> str:
     return f"{factors.model}.{factors.dataset}.{factors.optimizer}.s{factors.seed}"
 
 
-def _coefficients(item: Work, context: Context) -> dict[tuple[int, int], Triple] | None:
+def _coefficients(item: Work, context: Context) -> dict[tuple[int, int], tuple[float, float, float]] | None:
+    calibration = item.spec["optimizer"]["calibration"]
+    if calibration is None:
+        return None
+    # Only calibrated optimizers pay for importing what fits their coefficients.
     from harness.jobs.calibrate import calibrated_triples
 
     model = validate(ModelSpec, item.spec["model"], "model")
-    calibration = item.spec["optimizer"]["calibration"]
     return calibrated_triples(model, calibration, context.calibration_cache)
 
 

@@ -5,7 +5,7 @@ changed configuration is a new job beside the old one and nothing is decided by 
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
@@ -75,11 +75,24 @@ class Job:
 
 
 def expand(catalog: Catalog) -> dict[str, Job]:
-    """Return the jobs of all experiments of the catalog's scale by name."""
-    jobs = {}
+    """Return the jobs of all experiments of the catalog's scale by name.
+
+    Experiments may share runs. The second job with equal work waits for the first and then finds
+    everything done, instead of waiting for it run by run.
+    """
+    jobs: dict[str, Job] = {}
+    first: dict[str, str] = {}
     for job in _jobs(catalog):
+        earlier = first.setdefault(_content(job.name), job.name)
+        if earlier != job.name:
+            job = replace(job, after=(*job.after, earlier))
         jobs[job.name] = job
     return jobs
+
+
+def _content(name: str) -> str:
+    """Return the hash in a job's name, which says what it does but not for which experiment."""
+    return name.rpartition("-")[2]
 
 
 def _job(
@@ -93,7 +106,7 @@ def _job(
     after: tuple[str, ...] = (),
 ) -> Job:
     content = [asdict(item) for item in work]
-    name = f"{label}-{digest([stage, content, sorted(needs)])}"
+    name = f"{label}-{digest([stage, content, sorted(map(_content, needs))])}"
     return Job(
         name=name,
         stage=stage,

@@ -3,6 +3,8 @@
 from harness.config.catalog import Catalog
 from harness.config.experiment_schema import ComputeExperiment, TrainExperiment
 from harness.data.locations import locate
+from harness.errors import UserError, closest
+from harness.evaluation.heldout_tasks import HELDOUT_TASKS
 from harness.optimizers import check_arguments
 from harness.plan.resolve import resolve_optimizer
 
@@ -21,6 +23,22 @@ def verify(catalog: Catalog) -> None:
     trained = [e for e in experiments if isinstance(e, TrainExperiment)]
     for name in sorted({n for e in trained for n in e.datasets}):
         _check_source(catalog, name)
+    for name, experiment in catalog.experiments.items():
+        if isinstance(experiment, TrainExperiment) and experiment.evaluation is not None:
+            _check_tasks(catalog, name, experiment.evaluation.tasks)
+
+
+def _check_tasks(catalog: Catalog, name: str, tasks: list[str]) -> None:
+    if set(tasks) <= set(HELDOUT_TASKS):
+        return
+    # lm-eval's index of all its tasks takes seconds, so only tasks of its own are looked up there.
+    from lm_eval.tasks import TaskManager
+
+    valid = {*TaskManager().all_tasks, *HELDOUT_TASKS}
+    for task in tasks:
+        if task not in valid:
+            raise UserError(f"{catalog.folder}/experiments/{name}.yaml: evaluation.tasks: found "
+                            f"'{task}'{closest(task, valid)}")  # fmt: skip
 
 
 def _check_source(catalog: Catalog, name: str) -> None:

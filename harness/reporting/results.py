@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import UserError
-from harness.records import load_records, load_runs
 from harness.records.statistics import Estimate, mean_over_seeds, paired_difference
+from harness.records.store import load_records, load_runs
 
 SELECTION_METRIC = "validation/loss"
 # The final metric that a sweep is judged by: the first that its records have.

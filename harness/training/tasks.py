@@ -111,11 +111,11 @@ class LanguageTask(Task):
         return {"loss": loss, "bits_per_byte": loss / math.log(2) / stream.bytes_per_token}
 
     def _heldout_indices(self, count: int) -> Iterator[np.ndarray]:
+        """Windows spread evenly over the split, so that few of them still see all of its texts."""
         size = self.training["batch_size"]
-        batches = math.ceil(count / size)
-        limit = self.training["evaluation_batches"] or batches
-        for batch in range(min(batches, limit)):
-            yield np.arange(batch * size, min((batch + 1) * size, count))
+        limit = (self.training["evaluation_batches"] or count) * size
+        picked = np.unique(np.linspace(0, count - 1, min(count, limit)).astype(int))
+        yield from (picked[start : start + size] for start in range(0, len(picked), size))
 
     def _windows(self, stream: TokenStream, indices: np.ndarray) -> Batch:
         rows = [stream.read(int(index) * self.length, self.length + 1) for index in indices]

@@ -1,0 +1,14 @@
+"""Settings that all tests share."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("shared", deadline=None, max_examples=50, derandomize=True)
+settings.load_profile("shared")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    # Tests run in parallel processes; more threads each would only fight for the cores.
+    torch.set_num_threads(1)

@@ -1,0 +1,129 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from harness.config.base import validate
+from harness.config.catalog import load_optimizers
+from harness.config.model_schema import ModelSpec
+from harness.errors import UserError
+from harness.models import build_model
+from harness.optimizers import build_optimizer, check_arguments, route_parameters
+
+CONFIG = Path(__file__).parents[2] / "config" / "optimizers.yaml"
+ENTRIES = load_optimizers(CONFIG)
+TINY = {
+    "family": "decoder",
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "attention": {"kind": "gqa", "num_attention_heads": 2, "num_key_value_heads": 1},
+    "feed_forward": {"kind": "swiglu", "intermediate_size": 16},
+}
+
+
+def model(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return build_model(validate(ModelSpec, TINY, "test"), vocab_size=11)
+
+
+def spec(name: str) -> dict:
+    entry = ENTRIES[name]
+    companion = None
+    if entry.companion is not None:
+        other = ENTRIES[entry.companion.use]
+        companion = {"class": other.class_, "arguments": other.arguments, "lr": entry.companion.lr}
+    return {
+        "class": entry.class_,
+        "parameters": entry.parameters,
+        "arguments": entry.arguments,
+        "companion": companion,
+        "calibration": entry.calibration,
+    }
+
+
+def build(name: str, target: nn.Module):
+    shapes = {tuple(sorted(p.shape)) for p in target.parameters() if p.ndim == 2}
+    coefficients = dict.fromkeys(shapes, (3.0, -4.0, 1.9)) if spec(name)["calibration"] else None
+    return build_optimizer(spec(name), target, 0.01, coefficients)
+
+
+def train(target: nn.Module, optimizer, steps: int) -> list[float]:
+    tokens = torch.arange(22).reshape(2, 11) % 11
+    losses = []
+    for _ in range(steps):
+        loss = target.loss(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_entry_is_accepted_learns_and_repeats(name):
+    check_arguments(spec(name)["class"], spec(name)["arguments"], "test")
+    runs = []
+    for _ in range(2):
+        target = model()
+        runs.append(train(target, build(name, target), 12))
+    assert runs[0] == runs[1]
+    assert runs[0][-1] < runs[0][0]
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_entry_goes_on_from_its_saved_state(name):
+    whole = model()
+    optimizer = build(name, whole)
+    losses = train(whole, optimizer, 8)
+    first = model()
+    part = build(name, first)
+    train(first, part, 4)
+    second = model(seed=1)
+    rest = build(name, second)
+    second.load_state_dict(first.state_dict())
+    rest.load_state_dict(part.state_dict())
+    assert train(second, rest, 4) == losses[4:]
+
+
+def test_embeddings_head_and_norms_go_to_the_companion():
+    routes = route_parameters(model())
+    assert {name for name, route in routes.items() if route == "companion"} == {
+        "embedding.weight",
+        "blocks.0.attention_norm.weight",
+        "blocks.0.feed_forward_norm.weight",
+        "norm.weight",
+        "head.weight",
+    }
+    optimizer = build("muon", model())
+    assert set(optimizer.parts) == {"matrices", "companion"}
+    assert {group["base_lr"] for group in optimizer.param_groups} == {0.01}
+
+
+def test_a_companion_may_have_a_learning_rate_of_its_own():
+    rates = {
+        name: part.param_groups[0]["base_lr"]
+        for name, part in build("muon_jordan", model()).parts.items()
+    }
+    assert rates == {"matrices": 0.01, "companion": 0.003}
+
+
+def test_a_pattern_that_matches_nothing_is_an_error():
+    target = model()
+    target.companion_parameters = ("^embeding",)
+    with pytest.raises(UserError, match="'\\^embeding' matches no parameter"):
+        route_parameters(target)
+
+
+@pytest.mark.parametrize(
+    ("class_path", "message"),
+    [
+        ("torch.optim.AdamX", "torch.optim has no 'AdamX'.*'Adam"),
+        ("torch.optimm.Adam", "module 'torch.optimm' cannot be imported"),
+        ("torch.nn.Linear", "is not a torch.optim.Optimizer"),
+        ("Adam", "cannot be imported"),
+    ],
+)
+def test_an_unusable_class_is_named(class_path, message):
+    with pytest.raises(UserError, match=message):
+        check_arguments(class_path, {}, "optimizers.yaml: x.arguments")

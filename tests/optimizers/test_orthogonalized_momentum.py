@@ -1,0 +1,247 @@
+"""Muon and ROOT against torch, float64 singular values and a trajectory worked out by hand."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.optimizers import OrthogonalizedMomentum
+from harness.optimizers.calibration import PUBLISHED, Calibration, fit, gaussian_singular_values
+from harness.optimizers.calibration import calibrate
+from harness.optimizers.outliers import clip_threshold, percentile_thresholds
+from harness.numerics.orthogonalization import MUON, SCHEDULES, orthogonalize, relative_error, schedule
+
+SHAPES = [(8, 8), (6, 15), (15, 6), (1, 9), (9, 1)]
+
+
+def parameters(seed: int, shapes=SHAPES, dtype=torch.float32) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=dtype)) for shape in shapes
+    ]
+
+
+def gradients(targets: list, step: int) -> None:
+    generator = torch.Generator().manual_seed(1000 + step)
+    for target in targets:
+        target.grad = torch.randn(target.shape, generator=generator).to(target.dtype)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("scale", ["original", "match_rms_adamw"])
+def test_muon_follows_torch_step_by_step(scale, nesterov):
+    ours, theirs = parameters(0), parameters(0)
+    common = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov}
+    # torch's momentum is an average.
+    mine = OrthogonalizedMomentum(ours, momentum_form="average", learning_rate_scale=scale, **common)
+    reference = torch.optim.Muon(theirs, adjust_lr_fn=scale, **common)
+    for step in range(8):
+        gradients(ours, step)
+        gradients(theirs, step)
+        mine.step()
+        reference.step()
+        for one, other in zip(ours, theirs, strict=True):
+            # bfloat16 iterations in another order of operations: 8 bits of mantissa.
+            torch.testing.assert_close(one, other, rtol=0.02, atol=0.002)
+
+
+def root_trajectory(weight, gradients_, *, lr, decay, momentum, triple, percentile):
+    """ROOT's released code, written out in float64 NumPy from its description."""
+    buffer = np.zeros_like(weight)
+    for gradient in gradients_:
+        buffer = momentum * buffer + gradient
+        mixed = gradient + momentum * buffer
+        ordered = np.sort(np.abs(mixed).ravel())
+        position = percentile * (ordered.size - 1)
+        below = int(np.floor(position))
+        above = min(below + 1, ordered.size - 1)
+        eps = ordered[below] + (position - below) * (ordered[above] - ordered[below]) + 1e-9
+        outliers = np.sign(mixed) * np.maximum(np.abs(mixed) - eps, 0)
+        kept = mixed - outliers
+        x = kept.T if kept.shape[0] > kept.shape[1] else kept
+        x = x / (np.linalg.norm(x) + 1e-7)
+        a, b, c = triple
+        for _ in range(5):
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        update = x.T if kept.shape[0] > kept.shape[1] else x
+        weight = weight * (1 - lr * decay)
+        weight = weight - lr * 0.2 * np.sqrt(max(weight.shape)) * update
+    return weight
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (7, 20), (20, 7)])
+def test_root_follows_its_released_code(shape):
+    triple = (2.9, -3.8, 1.86)
+    [weight] = parameters(1, [shape], torch.float64)
+    start = weight.detach().numpy().copy()
+    generator = np.random.default_rng(5)
+    drawn = [generator.standard_t(2, shape) for _ in range(6)]
+    optimizer = OrthogonalizedMomentum(
+        [weight],
+        lr=0.01,
+        weight_decay=0.1,
+        momentum=0.95,
+        polynomial="adanewton",
+        coefficients={(min(shape), max(shape)): triple},
+        outlier_percentile=0.9,
+        dtype=None,
+    )
+    for gradient in drawn:
+        weight.grad = torch.from_numpy(gradient)
+        optimizer.step()
+    expected = root_trajectory(
+        start, drawn, lr=0.01, decay=0.1, momentum=0.95, triple=triple, percentile=0.9
+    )
+    # The threshold is taken in float32, as in the released code.
+    np.testing.assert_allclose(weight.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+@pytest.mark.parametrize("shape", [(5, 5), (4, 11), (11, 4), (1, 6)])
+def test_iterations_map_singular_values_and_keep_the_vectors(name, shape):
+    matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    triples = schedule(name, 5)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    mapped = values / values.norm()
+    for a, b, c in triples:
+        mapped = a * mapped + b * mapped**3 + c * mapped**5
+    expected = left @ torch.diag(mapped) @ right
+    found = orthogonalize(matrix[None], triples, eps=0.0)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_many_classic_steps_give_the_polar_factor():
+    matrix = torch.randn(3, 6, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    found = orthogonalize(matrix, schedule("quintic", 30))
+    torch.testing.assert_close(found, left @ right, rtol=1e-8, atol=1e-8)
+
+
+@given(st.integers(0, 10_000), st.floats(1e-3, 1e3))
+def test_without_a_filter_the_scale_of_gradients_does_not_matter(seed, factor):
+    updates = []
+    for scale in (1.0, factor):
+        [weight] = parameters(seed, [(5, 7)], torch.float64)
+        optimizer = OrthogonalizedMomentum([weight], lr=0.1, dtype=None, eps=0.0)
+        weight.grad = scale * torch.randn(5, 7, dtype=torch.float64,
+                                          generator=torch.Generator().manual_seed(seed))  # fmt: skip
+        optimizer.step()
+        updates.append(weight.detach().clone())
+    torch.testing.assert_close(updates[0], updates[1], rtol=1e-7, atol=1e-9)
+
+
+@given(st.integers(0, 10_000), st.floats(0.05, 0.99), st.integers(1, 6), st.integers(1, 40))
+def test_percentile_equals_torch_quantile(seed, percentile, rows, columns):
+    generator = torch.Generator().manual_seed(seed)
+    batch = torch.randn(3, rows, columns, generator=generator)
+    expected = batch.abs().flatten(1).quantile(percentile, dim=1)
+    torch.testing.assert_close(percentile_thresholds(batch, percentile), expected + 1e-9)
+
+
+@given(st.integers(0, 10_000), st.floats(0.01, 3))
+def test_what_soft_thresholding_leaves_is_the_clamp(seed, eps):
+    batch = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(seed))
+    outliers = batch.sign() * (batch.abs() - eps).clamp_min(0)
+    torch.testing.assert_close(clip_threshold(batch, eps), batch - outliers)
+
+
+def test_convolution_kernels_are_taken_as_matrices():
+    kernel = torch.nn.Parameter(torch.randn(6, 3, 2, 2))
+    flat = torch.nn.Parameter(kernel.detach().flatten(1).clone())
+    gradient = torch.randn(6, 3, 2, 2)
+    kernel.grad, flat.grad = gradient, gradient.flatten(1)
+    for parameter in (kernel, flat):
+        OrthogonalizedMomentum([parameter], lr=0.1).step()
+    assert torch.equal(kernel.detach().flatten(1), flat.detach())
+
+
+def test_missing_and_zero_gradients():
+    idle, zero = parameters(4, [(4, 4), (4, 4)])
+    before = idle.detach().clone(), zero.detach().clone()
+    zero.grad = torch.zeros(4, 4)
+    OrthogonalizedMomentum([idle, zero], lr=0.1, weight_decay=0.5).step()
+    assert torch.equal(idle, before[0])
+    torch.testing.assert_close(zero, before[1] * 0.95)
+
+
+def test_a_saved_state_goes_on_exactly():
+    ours, again = parameters(6), parameters(6)
+    first = OrthogonalizedMomentum(ours, lr=0.05, outlier_percentile=0.8)
+    for step in range(3):
+        gradients(ours, step)
+        first.step()
+    second = OrthogonalizedMomentum(again, lr=0.05, outlier_percentile=0.8)
+    second.load_state_dict(first.state_dict())
+    for one, other in zip(ours, again, strict=True):
+        other.data.copy_(one.data)
+    for optimizer, targets in ((first, ours), (second, again)):
+        gradients(targets, 9)
+        optimizer.step()
+    assert all(torch.equal(one, other) for one, other in zip(ours, again, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"polynomial": "moun"}, "polynomial: found 'moun'.*'muon'"),
+        ({"polynomial": "adanewton"}, "coefficients go with polynomial 'adanewton'"),
+        ({"steps": 0}, "steps: found 0, expected at least 1"),
+        ({"outlier_percentile": 90}, "outlier_percentile: found 90"),
+        ({"lr": -1.0}, "lr: found -1.0"),
+        ({"dtype": "float8"}, "dtype: found 'float8'"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        OrthogonalizedMomentum(parameters(0), **arguments)
+
+
+def test_vectors_and_unknown_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(5,\), expected at least two"):
+        OrthogonalizedMomentum([torch.nn.Parameter(torch.zeros(5))])
+    [weight] = parameters(0, [(4, 6)])
+    weight.grad = torch.ones(4, 6)
+    optimizer = OrthogonalizedMomentum([weight], polynomial="adanewton", coefficients={(1, 2): MUON})
+    with pytest.raises(ValueError, match=r"none for matrices of 4 x 6"):
+        optimizer.step()
+
+
+def test_sampled_singular_values_are_those_of_gaussian_matrices():
+    """Against a singular value decomposition: mean spectrum over 40 matrices of 30 x 50."""
+    generator = np.random.default_rng(0)
+    direct = np.mean(
+        [np.sort(np.linalg.svd(generator.normal(size=(30, 50)), compute_uv=False)) for _ in range(40)],
+        axis=0,
+    )
+    sampled = np.mean([gaussian_singular_values(30, 50, seed) for seed in range(40)], axis=0)
+    np.testing.assert_allclose(sampled, direct / np.linalg.norm(direct), atol=0.004)
+
+
+# Relative errors computed elsewhere from singular values of full matrices: Muon, published triple.
+REFERENCE = {
+    (2048, 2048): (0.2235, 0.1986),
+    (2048, 3072): (0.1839, 0.1284),
+    (2048, 8192): (0.1843, 0.0391),
+    (2048, 16384): (0.2061, 0.0634),
+}
+
+
+@pytest.mark.parametrize("shape", REFERENCE)
+def test_errors_of_published_coefficients(shape):
+    found = calibrate(shape, Calibration(published=True))
+    assert found.source == "published"
+    assert (found.error_muon, found.error) == pytest.approx(REFERENCE[shape], abs=0.004)
+
+
+@pytest.mark.parametrize(
+    ("shape", "triple", "error"),
+    [((2048, 3072), (2.909, -3.811, 1.861), 0.0485), ((2048, 8192), (2.603, -3.127, 1.569), 0.0125)],
+)
+def test_the_fit_arrives_at_the_known_optimum(shape, triple, error):
+    values = gaussian_singular_values(*shape, seed=0)
+    found = fit(values, 5)
+    assert found == pytest.approx(triple, abs=0.03)
+    assert relative_error(values, [found] * 5) == pytest.approx(error, abs=0.002)
+    assert relative_error(values, [found] * 5) < relative_error(values, [PUBLISHED[shape]] * 5)
