@@ -11,7 +11,10 @@ include: "workflows/common.smk"
 
 rule all:
     input:
-        f"results/{SCALE}/report.html",
+        f"{RECORDS}/tables",
+        f"{RECORDS}/figures",
+        f"{RECORDS}/claims.csv",
+        f"{RECORDS}/report.html",
 
 
 include: "workflows/prepare.smk"

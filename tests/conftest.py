@@ -4,6 +4,11 @@ import pytest
 import torch
 from hypothesis import settings
 
+from harness.torchvision_import import import_torchvision
+
+# transformers, the reference of several tests, imports torchvision by itself.
+import_torchvision()
+
 settings.register_profile("shared", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("shared")
 

@@ -10,6 +10,8 @@ from harness.training.devices import visible_gpus
 
 SCALE = config.get("scale", "smoke")
 CONFIG = config.get("config", "config")
+# A folder of records from elsewhere, e.g. results/reference/h100, replaces this machine's own.
+RECORDS = config.get("records", f"results/{SCALE}")
 
 try:
     PLAN = WorkflowPlan.load(Path(CONFIG), SCALE)

@@ -1,7 +1,5 @@
 # From the results of all jobs to records, and from records alone to everything that is read.
 
-# A folder of records from elsewhere, e.g. results/reference/h100, replaces this machine's own.
-RECORDS = config.get("records", f"results/{SCALE}")
 TABLES = [f"{RECORDS}/records.parquet", f"{RECORDS}/runs.parquet", f"{RECORDS}/plan.json"]
 
 if "records" not in config:

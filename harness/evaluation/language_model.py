@@ -157,7 +157,9 @@ class HarnessLM(TemplateLM):
                 text = self.tokenizer.decode(rows[index][starts[index] :])
                 if token == self.eot_token_id or any(stop in text for stop in stops):
                     open_rows.discard(index)
-        texts = [self.tokenizer.decode(row[start:]) for row, start in zip(rows, starts, strict=True)]
+        texts = [
+            self.tokenizer.decode(row[start:]) for row, start in zip(rows, starts, strict=True)
+        ]
         return [_cut(text, stops) for text in texts]
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -82,9 +82,7 @@ def _labels(answer: dict[str, Any], task: str, model: HarnessLM) -> dict[str, An
     }
 
 
-def _records(
-    task: str, scores: dict[str, Any], labels: dict[str, Any]
-) -> list[dict[str, Any]]:
+def _records(task: str, scores: dict[str, Any], labels: dict[str, Any]) -> list[dict[str, Any]]:
     records = []
     for key, value in scores.items():
         name, _, filter_name = key.partition(",")

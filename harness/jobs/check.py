@@ -34,8 +34,8 @@ def check(job: Job, context: Context) -> dict[str, Any]:
 def _take_steps(spec: dict[str, Any], device: str) -> None:
     import torch
 
-    from harness.config.model_schema import ModelSpec
     from harness.config.base import validate
+    from harness.config.model_schema import ModelSpec
     from harness.models import build_model
     from harness.optimizers import build_optimizer
 

@@ -27,7 +27,9 @@ def collect(context: Context) -> None:
             if not context.result(job.name)["runs"]:
                 runs.extend(_unreported(context, job))
         elif job.stage in ("calibrate", "evaluate", "measure", "compute"):
-            records.extend(_job_record(job, record) for record in context.result(job.name)["records"])
+            records.extend(
+                _job_record(job, record) for record in context.result(job.name)["records"]
+            )
     folder = context.scale_folder
     write_table(pd.DataFrame(records), RECORD_COLUMNS, folder / "records.parquet")
     write_table(pd.DataFrame(runs), RUN_COLUMNS, folder / "runs.parquet")

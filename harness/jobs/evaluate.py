@@ -66,9 +66,7 @@ def _scores(
         max_length=summary["spec"]["training"]["sequence_length"],
         batch_size=spec["batch_size"],
     )
-    scores = evaluate_language_model(
-        model, spec["tasks"], tasks, spec["documents"], data / "cache"
-    )
+    scores = evaluate_language_model(model, spec["tasks"], tasks, spec["documents"], data / "cache")
     write_json(path, scores)
     return scores
 

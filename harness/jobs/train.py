@@ -103,7 +103,9 @@ def _prefix(factors: Factors) -> str:
     return f"{factors.model}.{factors.dataset}.{factors.optimizer}.s{factors.seed}"
 
 
-def _coefficients(item: Work, context: Context) -> dict[tuple[int, int], tuple[float, float, float]] | None:
+def _coefficients(
+    item: Work, context: Context
+) -> dict[tuple[int, int], tuple[float, float, float]] | None:
     calibration = item.spec["optimizer"]["calibration"]
     if calibration is None:
         return None

@@ -6,7 +6,6 @@ Singular values are drawn exactly and without any large matrix from the bidiagon
 Gaussian matrices (Dumitriu and Edelman, arXiv math-ph/0206043).
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -156,7 +156,9 @@ class OrthogonalizedMomentum(torch.optim.Optimizer):
         momentum = group["momentum"]
         if group["momentum_form"] == "average":
             torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-            return torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
+            return (
+                torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
+            )
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, gradients)
         if group["nesterov"]:

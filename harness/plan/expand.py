@@ -229,7 +229,9 @@ def _sweep(
         yield job
         if experiment.evaluation is not None:
             spec = experiment.evaluation.model_dump() | {"version": EVALUATION_VERSION}
-            item = Work(factors=Factors(model=model, dataset=dataset, optimizer=optimizer), spec=spec)
+            item = Work(
+                factors=Factors(model=model, dataset=dataset, optimizer=optimizer), spec=spec
+            )
             trained = (data, job.name)
             yield _job("evaluate", label, [item], gpu, needs=trained, after=ready, experiment=name)
 

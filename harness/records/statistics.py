@@ -29,6 +29,15 @@ class Estimate:
     count: int
 
     @property
+    def has_spread(self) -> bool:
+        """Whether the values say anything about their own spread.
+
+        A single value does not, and neither do a few equal ones: scores that count something, such
+        as accuracies, can agree by chance.
+        """
+        return self.count > 1 and self.high > self.low
+
+    @property
     def half_width(self) -> float:
         """Half the length of the interval."""
         return (self.high - self.low) / 2
@@ -46,7 +55,8 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
     mean = float(data.mean())
     if data.size == 1:
         return Estimate(mean, float("nan"), float("nan"), 1)
-    if np.ptp(data) == 0:
+    # Equal up to rounding: there is no spread to estimate, and the methods below divide by it.
+    if np.ptp(data) <= 1e-12 * np.abs(data).max():
         return Estimate(mean, mean, mean, data.size)
     if data.size >= BOOTSTRAP_FROM:
         interval = stats.bootstrap((data,), np.mean, confidence_level=CONFIDENCE, method="BCa",

@@ -13,9 +13,7 @@ from harness.files import write_atomically
 from harness.records.statistics import Estimate, mean_over_seeds
 from harness.reporting.results import Results, Sweep
 
-Verdict = Literal[
-    "reproduced", "direction reproduced", "unresolved", "contradicted", "not run"
-]
+Verdict = Literal["reproduced", "direction reproduced", "unresolved", "contradicted", "not run"]
 VERDICTS: tuple[Verdict, ...] = (
     "reproduced",
     "direction reproduced",
@@ -35,7 +33,9 @@ def write_claims(records: Path, claims: Path, output: Path) -> list[dict[str, An
         UserError: If the ledger or the records are not what they should be.
     """
     results = Results(records)
-    rows = [row for name, claim in load_claims(claims).items() for row in judge(name, claim, results)]
+    rows = [
+        row for name, claim in load_claims(claims).items() for row in judge(name, claim, results)
+    ]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     write_atomically(output, frame.to_csv(index=False).encode())
     return rows
@@ -75,8 +75,7 @@ def verdict_of(claim: Claim, estimate: Estimate, scale: str) -> Verdict:
 
 def _ordering(sign: int, estimate: Estimate, *, at_published_scale: bool) -> Verdict:
     low, high = sorted((sign * estimate.low, sign * estimate.high))
-    # A single seed has no interval, and nothing can be concluded from it.
-    if math.isnan(estimate.low) or low <= 0 <= high:
+    if not estimate.has_spread or low <= 0 <= high:
         return "unresolved"
     if high < 0:
         return "contradicted"
@@ -109,7 +108,9 @@ def _values(evidence: ValueEvidence, results: Results) -> Iterator[tuple[str, Es
         if key in FACTORS:
             rows = rows[rows[key] == wanted]
         else:
-            rows = rows[rows["labels"].map(lambda text, k=key, w=wanted: json.loads(text).get(k) == w)]
+            rows = rows[
+                rows["labels"].map(lambda text, k=key, w=wanted: json.loads(text).get(k) == w)
+            ]
     if not rows.empty:
         last = rows.sort_values("step", na_position="first").groupby("run_id")["value"].last()
         yield f"{evidence.metric}, {evidence.experiment}", mean_over_seeds(list(last))

@@ -95,7 +95,8 @@ def _ledger(paper: str, rows: pd.DataFrame) -> Iterator[str]:
         yield _markdown(judged[list(LEDGER)])
     if not waiting.empty:
         yield f"Not run at this scale ({len(waiting)}), with what would run it and the cost:"
-        yield _markdown(waiting[list(NOT_RUN)])
+        columns = [name for name in NOT_RUN if (waiting[name] != "").any()]
+        yield _markdown(waiting[columns])
 
 
 def _measured(mean: str, low: str, high: str) -> str:
@@ -154,10 +155,12 @@ def _page(title: str, text: str, figures: Path) -> str:
     for number, heading in enumerate(headings):
         body = body.replace(f"<h2>{heading}</h2>", f'<h2 id="s{number}">{heading}</h2>', 1)
     links = "".join(f'<li><a href="#s{n}">{h}</a></li>' for n, h in enumerate(headings))
-    body = body.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
+    body = body.replace("<table>", '<div class="table"><table>').replace(
+        "</table>", "</table></div>"
+    )
     for verdict in VERDICTS:
-        badge = f'<td><span class="verdict {verdict.replace(" ", "-")}">{verdict}</span></td>'
-        body = body.replace(f"<td>{verdict}</td>", badge)
+        badge = f'<span class="verdict {verdict.replace(" ", "-")}">{verdict}</span>'
+        body = re.sub(rf"(<t[dh][^>]*>){verdict}(</t[dh]>)", rf"\g<1>{badge}\g<2>", body)
     body = re.sub(r'src="figures/([^"]+)"', lambda found: _inline(figures / found[1]), body)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -88,9 +88,7 @@ class Sweep:
 
     def tuning(self, optimizer: str) -> Tuning:
         """Return how the learning rate of ``optimizer`` was chosen."""
-        trials = self.runs[
-            (self.runs["optimizer"] == optimizer) & (self.runs["role"] == "tuning")
-        ]
+        trials = self.runs[(self.runs["optimizer"] == optimizer) & (self.runs["role"] == "tuning")]
         found = self.records[self.records["metric"] == SELECTION_METRIC].sort_values("step")
         last = found.groupby("run_id")["value"].last()
         losses: dict[float, list[float]] = {}

@@ -84,9 +84,9 @@ def _interval(estimate: Estimate | None, digits: int, sign: str = "") -> str:
 
 def evidence(difference: Estimate | None, metric: str) -> str:
     """Return in words whether a paired difference speaks for its first side."""
-    if difference is None or difference.count == 1:
-        return "one seed" if difference else "-"
-    if difference.low <= 0 <= difference.high:
+    if difference is None:
+        return "-"
+    if not difference.has_spread or difference.low <= 0 <= difference.high:
         return "unresolved"
     better = (difference.low > 0) == higher_is_better(metric)
     return "better" if better else "worse"

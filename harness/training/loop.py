@@ -197,8 +197,12 @@ class _Run:
         units = {"loss": "nats", "bits_per_byte": "bit/B", "accuracy": "1", "gradient_norm": "1"}
         self.folder.append_metrics(
             [
-                {"step": self.step, "metric": f"{prefix}/{name}", "value": value,
-                 "unit": units[name]}  # fmt: skip
+                {
+                    "step": self.step,
+                    "metric": f"{prefix}/{name}",
+                    "value": value,
+                    "unit": units[name],
+                }  # fmt: skip
                 for name, value in metrics.items()
                 if math.isfinite(value)
             ]
@@ -247,4 +251,3 @@ def _save_weights(model: nn.Module, path: Path) -> None:
     # Tied weights share storage, which safetensors refuses; clones are written instead.
     save_file({k: v.detach().cpu().clone() for k, v in model.state_dict().items()}, partial)
     partial.replace(path)
-

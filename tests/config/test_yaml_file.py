@@ -13,7 +13,9 @@ def test_exponents_without_a_point_are_numbers(tmp_path):
 def test_a_repeated_key_is_refused(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("lr: 1\nlr: 2\n")
-    with pytest.raises(UserError, match=r"x\.yaml: not valid YAML: key 'lr' appears twice \(line 2"):
+    with pytest.raises(
+        UserError, match=r"x\.yaml: not valid YAML: key 'lr' appears twice \(line 2"
+    ):
         read_yaml(path)
 
 

@@ -175,6 +175,8 @@ def test_embedded_tasks_run_without_network_and_give_known_scores(tmp_path, monk
     certain = torch.zeros(vocabulary).index_fill(0, torch.tensor(1), 5.0).log_softmax(0)[1].item()
     # Each window of 64 tokens follows what came before; only the very first byte is unknown.
     expected = -certain / torch.log(torch.tensor(2.0)).item()
-    assert scores["lm_eval/heldout_bits_per_byte/bits_per_byte"] == pytest.approx(expected, rel=0.02)
+    assert scores["lm_eval/heldout_bits_per_byte/bits_per_byte"] == pytest.approx(
+        expected, rel=0.02
+    )
     assert 0 <= scores["lm_eval/heldout_continuation/acc"] <= 1
     assert scores["lm_eval/average/acc"] == scores["lm_eval/heldout_continuation/acc"]

@@ -1,16 +1,29 @@
 """Muon and ROOT against torch, float64 singular values and a trajectory worked out by hand."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.numerics.orthogonalization import (
+    MUON,
+    SCHEDULES,
+    orthogonalize,
+    relative_error,
+    schedule,
+)
 from harness.optimizers import OrthogonalizedMomentum
-from harness.optimizers.calibration import PUBLISHED, Calibration, fit, gaussian_singular_values
-from harness.optimizers.calibration import calibrate
+from harness.optimizers.calibration import (
+    PUBLISHED,
+    Calibration,
+    calibrate,
+    fit,
+    gaussian_singular_values,
+)
 from harness.optimizers.outliers import clip_threshold, percentile_thresholds
-from harness.numerics.orthogonalization import MUON, SCHEDULES, orthogonalize, relative_error, schedule
 
 SHAPES = [(8, 8), (6, 15), (15, 6), (1, 9), (9, 1)]
 
@@ -34,7 +47,9 @@ def test_muon_follows_torch_step_by_step(scale, nesterov):
     ours, theirs = parameters(0), parameters(0)
     common = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov}
     # torch's momentum is an average.
-    mine = OrthogonalizedMomentum(ours, momentum_form="average", learning_rate_scale=scale, **common)
+    mine = OrthogonalizedMomentum(
+        ours, momentum_form="average", learning_rate_scale=scale, **common
+    )
     reference = torch.optim.Muon(theirs, adjust_lr_fn=scale, **common)
     for step in range(8):
         gradients(ours, step)
@@ -173,7 +188,7 @@ def test_a_saved_state_goes_on_exactly():
         gradients(ours, step)
         first.step()
     second = OrthogonalizedMomentum(again, lr=0.05, outlier_percentile=0.8)
-    second.load_state_dict(first.state_dict())
+    second.load_state_dict(deepcopy(first.state_dict()))
     for one, other in zip(ours, again, strict=True):
         other.data.copy_(one.data)
     for optimizer, targets in ((first, ours), (second, again)):
@@ -203,7 +218,9 @@ def test_vectors_and_unknown_shapes_are_refused():
         OrthogonalizedMomentum([torch.nn.Parameter(torch.zeros(5))])
     [weight] = parameters(0, [(4, 6)])
     weight.grad = torch.ones(4, 6)
-    optimizer = OrthogonalizedMomentum([weight], polynomial="adanewton", coefficients={(1, 2): MUON})
+    optimizer = OrthogonalizedMomentum(
+        [weight], polynomial="adanewton", coefficients={(1, 2): MUON}
+    )
     with pytest.raises(ValueError, match=r"none for matrices of 4 x 6"):
         optimizer.step()
 
@@ -212,7 +229,10 @@ def test_sampled_singular_values_are_those_of_gaussian_matrices():
     """Against a singular value decomposition: mean spectrum over 40 matrices of 30 x 50."""
     generator = np.random.default_rng(0)
     direct = np.mean(
-        [np.sort(np.linalg.svd(generator.normal(size=(30, 50)), compute_uv=False)) for _ in range(40)],
+        [
+            np.sort(np.linalg.svd(generator.normal(size=(30, 50)), compute_uv=False))
+            for _ in range(40)
+        ],
         axis=0,
     )
     sampled = np.mean([gaussian_singular_values(30, 50, seed) for seed in range(40)], axis=0)
@@ -237,7 +257,10 @@ def test_errors_of_published_coefficients(shape):
 
 @pytest.mark.parametrize(
     ("shape", "triple", "error"),
-    [((2048, 3072), (2.909, -3.811, 1.861), 0.0485), ((2048, 8192), (2.603, -3.127, 1.569), 0.0125)],
+    [
+        ((2048, 3072), (2.909, -3.811, 1.861), 0.0485),
+        ((2048, 8192), (2.603, -3.127, 1.569), 0.0125),
+    ],
 )
 def test_the_fit_arrives_at_the_known_optimum(shape, triple, error):
     values = gaussian_singular_values(*shape, seed=0)

@@ -31,6 +31,7 @@ def estimate(mean: float, half: float = 0.0) -> Estimate:
         (-0.2, 0.3, "paper", "unresolved"),
         (0.2, 0.1, "smoke", "contradicted"),
         (-0.2, float("nan"), "smoke", "unresolved"),
+        (-0.2, 0.0, "smoke", "unresolved"),
     ],
 )
 def test_orderings_are_judged_by_the_interval(mean, half, scale, verdict):

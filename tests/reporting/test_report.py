@@ -4,12 +4,12 @@ import pandas as pd
 import pytest
 
 from harness.errors import UserError
+from harness.records.statistics import Estimate
 from harness.reporting.claims import write_claims
 from harness.reporting.figures import modules, read_index, write_figures
 from harness.reporting.report import write_report
 from harness.reporting.results import Results
 from harness.reporting.tables import evidence, write_tables
-from harness.records.statistics import Estimate
 from tests.reporting.test_claims import LEDGER
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.data.text import TokenStream, prepare_text
 from harness.data.images import prepare_images
+from harness.data.text import TokenStream, prepare_text
 from harness.errors import Interrupted, UserError
 from harness.records.run_folder import RunFolder
 from harness.training.loop import run_training

@@ -1,0 +1,110 @@
+"""The whole workflow on a scale of its own, small enough for a test."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from harness.config.yaml_file import merge, read_yaml
+
+ROOT = Path(__file__).parents[2]
+MICRO = {
+    "description": "a workflow in a test",
+    "device": "cpu",
+    "runs_per_job": 8,
+    "experiments": {
+        "language_optimizers": {
+            "optimizers": ["adamw", "root"],
+            "datasets": ["standard_library_bytes"],
+            "training": {"steps": 4, "batch_size": 2, "sequence_length": 80, "log_interval": 2,
+                         "evaluation_interval": 2, "evaluation_batches": 1},
+            "seeds": {"tuning": [9], "reporting": [0]},
+            "evaluation": {"documents": 2},
+        },
+    },
+}  # fmt: skip
+
+
+RULES = ("check", "prepare", "calibrate", "tune", "train", "evaluate", "collect", "tables", "figures",
+         "claims", "report")  # fmt: skip
+
+
+def snakemake(folder: Path, *arguments: str, check: bool = True) -> str:
+    command = [sys.executable, "-m", "snakemake", *arguments, "--snakefile", str(ROOT / "Snakefile"),
+               "--directory", str(folder), "--workflow-profile", str(ROOT / "profiles/default"),
+               "--config", f"config={folder / 'config'}", "scale=micro"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    output = done.stdout + done.stderr
+    assert (done.returncode == 0) == check, output
+    return output
+
+
+def planned(folder: Path, *targets: str) -> set[str]:
+    """Return the rules in the table of jobs that a dry run prints."""
+    lines = [line.split() for line in snakemake(folder, *targets, "--dry-run").splitlines()]
+    return {words[0] for words in lines if len(words) == 2 and words[0] in RULES}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder in which the workflow has run once."""
+    folder = tmp_path_factory.mktemp("workflow")
+    shutil.copytree(ROOT / "config", folder / "config")
+    (folder / "config" / "scales" / "micro.yaml").write_text(yaml.safe_dump(MICRO))
+    snakemake(folder)
+    return folder
+
+
+def test_one_call_goes_from_configuration_to_report(finished):
+    results = finished / "results" / "micro"
+    assert (results / "report.html").stat().st_size > 100_000
+    records = pd.read_parquet(results / "records.parquet")
+    assert set(records["optimizer"].dropna()) == {"adamw", "root"}
+    assert "lm_eval/heldout_continuation/acc" in set(records["metric"])
+    assert (pd.read_parquet(results / "runs.parquet")["status"] == "completed").all()
+    assert len(list((finished / "results" / "runs").iterdir())) == 2 * (5 + 1)
+
+
+def test_a_second_call_has_nothing_to_do(finished):
+    assert "Nothing to be done" in snakemake(finished)
+
+
+def test_deleted_figures_are_redrawn_without_training(finished):
+    figures = finished / "results" / "micro" / "figures"
+    shutil.rmtree(figures)
+    assert planned(finished) == {"figures", "report"}
+    assert planned(finished, "figures") == {"figures"}
+    snakemake(finished, "figures")
+    assert list(figures.glob("*.png"))
+
+
+def test_an_added_optimizer_adds_its_own_jobs_only(finished, tmp_path):
+    folder = Path(shutil.copytree(finished, tmp_path / "copy"))
+    path = folder / "config" / "optimizers.yaml"
+    adan = {"class": "pytorch_optimizer.Adan", "arguments": {"weight_decay": 0.02},
+            "tune": {"lr": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]}}  # fmt: skip
+    path.write_text(path.read_text() + "\n" + yaml.safe_dump({"adan": adan}))
+    scale = folder / "config" / "scales" / "micro.yaml"
+    everyone = {"experiments": {"language_optimizers": {"optimizers": ["adamw", "root", "adan"]}}}
+    scale.write_text(yaml.safe_dump(merge(read_yaml(scale), everyone)))
+    before = {path: path.stat().st_mtime_ns for path in (folder / "results/runs").glob("*/*.json")}
+    snakemake(folder)
+    table = next((folder / "results/micro/tables").glob("sweep.*.csv"))
+    assert list(pd.read_csv(table)["optimizer"]) == ["adamw", "root", "adan"]
+    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
+
+
+def test_a_mistake_ends_before_any_job_with_one_line(finished, tmp_path):
+    folder = tmp_path / "mistaken"
+    shutil.copytree(finished / "config", folder / "config")
+    path = folder / "config" / "optimizers.yaml"
+    path.write_text(path.read_text().replace("weight_decay: 0.1}", "weight_decy: 0.1}", 1))
+    output = snakemake(folder, check=False)
+    [line] = [line for line in output.splitlines() if "weight_decy" in line]
+    assert "'weight_decay'" in output
+    assert not (folder / "results").exists()
+    assert "Traceback" not in output
