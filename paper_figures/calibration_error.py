@@ -9,8 +9,8 @@ from harness.reporting.style import WIDTH, colours
 ORDER = 60
 TITLE = "Orthogonalisation error by matrix shape"
 CAPTION = (
-    "Relative Frobenius error after all Newton-Schulz steps on Gaussian matrices of each shape: one "
-    "fixed triple for all shapes (Muon) against one per shape (ROOT's AdaNewton)."
+    "Relative Frobenius error after all Newton-Schulz steps on Gaussian matrices of each shape: "
+    "one fixed triple for all shapes (Muon) against one per shape (ROOT's AdaNewton)."
 )
 
 

@@ -9,8 +9,8 @@ from harness.reporting.style import WIDTH, colours
 ORDER = 30
 TITLE = "Final scores on the test split"
 CAPTION = (
-    "Mean over fresh seeds with the 95 % interval; every small circle is one seed. The best mean is "
-    "on top."
+    "Mean over fresh seeds with the 95 % interval; every small circle is one seed. The best mean "
+    "is on top."
 )
 NAMES = {"test/accuracy": "test accuracy", "test/loss": "test loss (nats)"}
 

@@ -1,1 +1,1 @@
-"""Schemas of everything under ``config/`` and the loading that turns mistakes into one clear line."""
+"""Schemas of everything under ``config/``, and loading that says in one line what is wrong."""

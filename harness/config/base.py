@@ -8,7 +8,7 @@ from harness.errors import UserError, closest
 
 
 class Spec(BaseModel):
-    """A frozen configuration object that refuses unknown keys and suggests the nearest valid one."""
+    """A frozen configuration object that answers an unknown key with the nearest valid one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -32,7 +32,7 @@ def validate(kind: Any, data: Any, where: str) -> Any:
         where: File and key of ``data``, the start of the error message.
 
     Raises:
-        UserError: One line that names the first offending key, what was found and what was expected.
+        UserError: One line: the first offending key, what was found and what was expected.
     """
     try:
         return TypeAdapter(kind).validate_python(data)

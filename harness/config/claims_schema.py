@@ -56,9 +56,9 @@ class Claim(Spec):
     def _complete(self) -> "Claim":
         if (self.evidence is None) == (self.nothing is None):
             raise ValueError("needs either `evidence` or `nothing` (why there is none)")
-        if self.rule in ("exact", "value") and self.evidence is not None:
-            if self.value is None or self.tolerance is None:
-                raise ValueError(f"rule {self.rule} needs `value` and `tolerance`")
+        numbers = self.value is not None and self.tolerance is not None
+        if self.rule in ("exact", "value") and self.evidence is not None and not numbers:
+            raise ValueError(f"rule {self.rule} needs `value` and `tolerance`")
         if self.rule == "bound" and self.evidence and self.low is None and self.high is None:
             raise ValueError("rule bound needs `low` or `high`")
         if self.rule == "ordering" and isinstance(self.evidence, ValueEvidence):

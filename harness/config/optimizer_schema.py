@@ -1,4 +1,4 @@
-"""Schema of ``config/optimizers.yaml``: any importable ``torch.optim.Optimizer``, by config alone."""
+"""Schema of ``config/optimizers.yaml``: any importable ``torch.optim.Optimizer``."""
 
 from typing import Any, Literal
 

@@ -66,7 +66,7 @@ def prepare_text(spec: Mapping[str, Any], folder: Path, where: str) -> dict[str,
 
 
 def _split(spec: Mapping[str, Any], where: str) -> Iterator[tuple[Split, Document]]:
-    """Assign whole documents to splits by the hash of their name: stable and independent of order."""
+    """Assign whole documents to splits by the hash of their name, whatever their order."""
     seen = 0
     for document in read_documents(spec["source"], where):
         if spec["maximum_bytes"] is not None and seen >= spec["maximum_bytes"]:

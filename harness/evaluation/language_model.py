@@ -54,7 +54,9 @@ class HarnessLM(TemplateLM):
     @property
     def eot_token_id(self) -> int:
         """The token that ends a text."""
-        return self.tokenizer.token_to_id(END_OF_TEXT)
+        token = self.tokenizer.token_to_id(END_OF_TEXT)
+        assert token is not None, "every tokenizer of the project has it"
+        return token
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
@@ -176,7 +178,7 @@ class HarnessLM(TemplateLM):
 
 
 def _score(logits_TV: Tensor, continuation: list[int]) -> tuple[float, bool]:
-    """Return log-likelihood of ``continuation``, which ends the sequence, and whether it is greedy."""
+    """Return log-likelihood and greediness of ``continuation``, which ends the sequence."""
     logits_TV = logits_TV[-len(continuation) :]
     targets_T = torch.tensor(continuation, device=logits_TV.device)
     chosen_T = logits_TV.log_softmax(-1).gather(1, targets_T[:, None])

@@ -35,7 +35,7 @@ def evaluate(job: Job, context: Context) -> dict[str, Any]:
     [trained] = [name for name in job.needs if context.job(name).stage == "train"]
     data = context.dataset_folder(job)
     where = f"{context.catalog.folder}/scales/{context.catalog.scale_name}.yaml: device"
-    records = []
+    records: list[dict[str, Any]] = []
     with leased_device(context.catalog.scale.device, where) as device:
         torch.set_num_threads(context.catalog.scale.threads)
         for run in context.result(trained)["runs"]:

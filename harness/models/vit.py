@@ -1,4 +1,4 @@
-"""A small vision transformer after "Better plain ViT baselines" (Beyer et al., arXiv 2205.01580)."""
+"""A small vision transformer after Beyer et al., arXiv 2205.01580."""
 
 import torch
 import torch.nn.functional as F

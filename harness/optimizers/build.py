@@ -1,7 +1,7 @@
 """Any optimizer from its entry in ``config/optimizers.yaml``."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -112,7 +112,8 @@ def check_arguments(class_path: str, arguments: Mapping[str, Any], where: str) -
 def _make(
     class_path: str, parameters: Iterable[nn.Parameter], arguments: Mapping[str, Any], lr: float
 ) -> torch.optim.Optimizer:
-    return _load(class_path, "optimizer")(parameters, lr=lr, **arguments)
+    constructor: Callable[..., torch.optim.Optimizer] = _load(class_path, "optimizer")
+    return constructor(parameters, lr=lr, **arguments)
 
 
 def _load(class_path: str, where: str) -> type[torch.optim.Optimizer]:

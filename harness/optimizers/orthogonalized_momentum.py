@@ -115,7 +115,9 @@ class OrthogonalizedMomentum(torch.optim.Optimizer):
                 )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(  # type: ignore[override]  # torch declares two overloads
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         """Take one step; parameters without a gradient stay as they are.
 
         Args:

@@ -135,8 +135,8 @@ def _jobs(catalog: Catalog) -> Iterator[Job]:
             experiment.models, experiment.datasets, catalog.optimizers_of(experiment)
         ):
             yield from _sweep(catalog, name, (model, dataset, optimizer), ready)
-    for name, experiment in measured.items():
-        yield from _measurements(catalog, name, experiment, ready)
+    for name, measurement in measured.items():
+        yield from _measurements(catalog, name, measurement, ready)
     for name, experiment in catalog.experiments.items():
         if isinstance(experiment, ComputeExperiment):
             spec = {"function": experiment.function, "arguments": experiment.arguments,

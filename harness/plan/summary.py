@@ -29,7 +29,7 @@ def summarise(catalog: Catalog, jobs: Mapping[str, Job]) -> dict[str, Any]:
 
 
 def _experiments(catalog: Catalog, jobs: Mapping[str, Job]) -> dict[str, Any]:
-    runs = Counter()
+    runs: Counter[str] = Counter()
     for job in jobs.values():
         if job.experiment is not None and job.stage != "evaluate":
             runs[job.experiment] += len(job.work)

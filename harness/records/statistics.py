@@ -8,7 +8,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 # Below this many pairs the percentile bootstrap covers far less than it says (three pairs: about
-# 75 % instead of 95 %), so Student's t is used; from here on the bootstrap, which needs no normality.
+# 75 % instead of 95 %), so Student's t is used; from here on the bootstrap, without normality.
 BOOTSTRAP_FROM = 10
 
 

@@ -1,4 +1,4 @@
-"""The report of a folder of records: Markdown beside its figures, and one self-contained HTML file."""
+"""The report of a folder of records: Markdown beside its figures, and one HTML file."""
 
 import base64
 import json

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 import seaborn
@@ -16,7 +17,7 @@ HEIGHT = 3.4
 @contextmanager
 def house_style() -> Iterator[None]:
     """Apply fonts, grid and sizes to the figures drawn inside."""
-    settings = {
+    settings: Any = {
         "font.family": "DejaVu Sans",
         "axes.titlesize": 10,
         "axes.labelsize": 9,

@@ -1,6 +1,6 @@
 """Tables as CSV (plain numbers), Markdown and LaTeX (rounded, with intervals)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,14 +51,12 @@ def write_tables(records: Path, output: Path) -> list[Path]:
     """Write every table of a folder of records in three formats and return the Markdown files."""
     written = []
     for table in make_tables(Results(records)):
-        head = f"**{table.title}**\n\n{table.caption}\n\n"
-        formats: dict[str, Callable[[], str]] = {
-            "csv": lambda t=table: t.numbers.to_csv(index=False),
-            "md": lambda t=table, h=head: h + t.text.to_markdown(index=False) + "\n",
-            "tex": lambda t=table: _latex(t),
-        }
-        for suffix, render in formats.items():
-            write_atomically(output / f"{table.name}.{suffix}", render().encode())
+        markdown = (
+            f"**{table.title}**\n\n{table.caption}\n\n{table.text.to_markdown(index=False)}\n"
+        )
+        formats = {"csv": table.numbers.to_csv(index=False), "md": markdown, "tex": _latex(table)}
+        for suffix, content in formats.items():
+            write_atomically(output / f"{table.name}.{suffix}", content.encode())
         written.append(output / f"{table.name}.md")
     return written
 
@@ -252,7 +250,7 @@ def _calibration_table(records: pd.DataFrame) -> Table:
         title="AdaNewton coefficients that ROOT used",
         caption=(
             "Relative Frobenius error of the orthogonalised matrix after all steps, on a Gaussian "
-            "matrix of this shape that the fit did not see. 'published': from ROOT's released code; "
+            "matrix of this shape that the fit did not see. 'published': ROOT's released code; "
             "'calibrated': fitted here."
         ),
         numbers=wide,

@@ -22,6 +22,7 @@ from harness.training.schedules import learning_rate_factor
 from harness.training.tasks import Task, make_task
 
 Progress = Callable[[int, int, float], None]
+UNITS = {"loss": "nats", "bits_per_byte": "bit/B", "accuracy": "1", "gradient_norm": "1"}
 
 
 class NonFiniteLoss(Exception):
@@ -194,19 +195,12 @@ class _Run:
         return metrics
 
     def _record(self, prefix: str, metrics: Mapping[str, float]) -> None:
-        units = {"loss": "nats", "bits_per_byte": "bit/B", "accuracy": "1", "gradient_norm": "1"}
-        self.folder.append_metrics(
-            [
-                {
-                    "step": self.step,
-                    "metric": f"{prefix}/{name}",
-                    "value": value,
-                    "unit": units[name],
-                }  # fmt: skip
-                for name, value in metrics.items()
-                if math.isfinite(value)
-            ]
-        )
+        rows = [
+            {"step": self.step, "metric": f"{prefix}/{name}", "value": value, "unit": UNITS[name]}
+            for name, value in metrics.items()
+            if math.isfinite(value)
+        ]
+        self.folder.append_metrics(rows)
 
     def _finish(self) -> dict[str, Any]:
         self._record("test", self._evaluate("test"))

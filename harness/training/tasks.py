@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from harness.config.model_schema import ModelSpec
 from harness.data.images import load_images
 from harness.data.text import Split, TokenStream, read_manifest
 from harness.models import build_model
+from harness.models.decoder import Decoder
 from harness.training.augmentation import augment
 
 Batch = tuple[Tensor, Tensor]
@@ -82,22 +83,27 @@ class LanguageTask(Task):
         self._heldout: dict[Split, TokenStream] = {}
 
     def build(self) -> nn.Module:
+        """Return the model for the dataset's vocabulary."""
         model_spec = validate(ModelSpec, self.spec["model"], "model")
         return build_model(model_spec, vocab_size=self.manifest["vocab_size"])
 
     def batch(self, step: int) -> Batch:
+        """Return token windows and the tokens that follow (B x T each)."""
         indices = self._indices(step, (len(self.stream) - 1) // self.length)
         return self._windows(self.stream, indices)
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        return model.loss(inputs, targets)
+        """Return the mean cross-entropy in nats per token."""
+        return cast(Decoder, model).loss(inputs, targets)
 
     @property
     def examples_per_step(self) -> int:
+        """Tokens that one optimizer step consumes."""
         return self.training["batch_size"] * self.length
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: Split, autocast: Autocast) -> dict[str, float]:
+        """Return loss (nats per token) and bits per byte of the original text."""
         if split not in self._heldout:
             self._heldout[split] = TokenStream(self.data, split)
         stream = self._heldout[split]
@@ -105,7 +111,7 @@ class LanguageTask(Task):
         for indices in self._heldout_indices((len(stream) - 1) // self.length):
             inputs_BT, targets_BT = self._windows(stream, indices)
             with autocast():
-                losses.append((model.loss(inputs_BT, targets_BT), len(indices)))
+                losses.append((self.loss(model, inputs_BT, targets_BT), len(indices)))
         weight = sum(count for _, count in losses)
         loss = sum(value.item() * count for value, count in losses) / weight
         return {"loss": loss, "bits_per_byte": loss / math.log(2) / stream.bytes_per_token}
@@ -135,6 +141,7 @@ class ImageTask(Task):
         self.std = torch.tensor(self.manifest["std"], device=device).view(1, -1, 1, 1)
 
     def build(self) -> nn.Module:
+        """Return the model for the dataset's images."""
         return build_model(
             validate(ModelSpec, self.spec["model"], "model"),
             image_size=self.manifest["size"],
@@ -143,6 +150,7 @@ class ImageTask(Task):
         )
 
     def batch(self, step: int) -> Batch:
+        """Return augmented images (B x C x H x W) and their labels (B)."""
         images, labels = self._split("train")
         indices = torch.from_numpy(self._indices(step, len(labels))).to(self.device)
         pixels_BCHW = self._normalise(images[indices])
@@ -152,15 +160,18 @@ class ImageTask(Task):
         return pixels_BCHW, labels[indices]
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy in nats."""
         smoothing = self.training["label_smoothing"]
         return F.cross_entropy(model(inputs).float(), targets, label_smoothing=smoothing)
 
     @property
     def examples_per_step(self) -> int:
+        """Images that one optimizer step consumes."""
         return self.training["batch_size"]
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: Split, autocast: Autocast) -> dict[str, float]:
+        """Return loss (nats) and accuracy (0 to 1)."""
         images, labels = self._split(split)
         size = self.training["batch_size"]
         limit = (self.training["evaluation_batches"] or len(labels)) * size

@@ -1,6 +1,7 @@
 """Our adapter against lm-eval's own HFLM on the same weights and tokenizer."""
 
 import socket
+from itertools import pairwise
 
 import pytest
 import torch
@@ -144,7 +145,7 @@ class Oracle(nn.Module):
 
     def __init__(self, tokens: list[int], vocabulary: int) -> None:
         super().__init__()
-        self.following = dict(zip(tokens, tokens[1:], strict=False))
+        self.following = dict(pairwise(tokens))
         self.vocabulary = vocabulary
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:

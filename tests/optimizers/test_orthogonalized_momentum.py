@@ -140,8 +140,8 @@ def test_without_a_filter_the_scale_of_gradients_does_not_matter(seed, factor):
     for scale in (1.0, factor):
         [weight] = parameters(seed, [(5, 7)], torch.float64)
         optimizer = OrthogonalizedMomentum([weight], lr=0.1, dtype=None, eps=0.0)
-        weight.grad = scale * torch.randn(5, 7, dtype=torch.float64,
-                                          generator=torch.Generator().manual_seed(seed))  # fmt: skip
+        generator = torch.Generator().manual_seed(seed)
+        weight.grad = scale * torch.randn(5, 7, dtype=torch.float64, generator=generator)
         optimizer.step()
         updates.append(weight.detach().clone())
     torch.testing.assert_close(updates[0], updates[1], rtol=1e-7, atol=1e-9)

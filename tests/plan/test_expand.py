@@ -69,7 +69,7 @@ def test_names_and_presentation_do_not_enter_a_specification(catalog):
         st.text(max_size=3),
         st.integers() | st.floats(allow_nan=False, allow_infinity=False),
         max_size=5,
-    )  # fmt: skip
+    )
 )
 def test_a_digest_depends_on_content_and_not_on_order(spec):
     assert digest(spec) == digest(dict(reversed(spec.items())))

@@ -11,9 +11,12 @@ from harness.training.devices import leased_device
 
 def test_no_gpu_is_one_line_before_any_work(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(UserError, match=r"gpu\.yaml: device: found 'cuda'.*scale with device: cpu"):
-        with leased_device("cuda", "gpu.yaml: device"):
-            pass
+    message = r"gpu\.yaml: device: found 'cuda'.*scale with device: cpu"
+    with (
+        pytest.raises(UserError, match=message),
+        leased_device("cuda", "gpu.yaml: device"),
+    ):
+        pass
 
 
 def test_two_jobs_get_two_gpus_and_a_killed_one_frees_its_own(tmp_path, monkeypatch):

@@ -29,14 +29,15 @@ MICRO = {
 }  # fmt: skip
 
 
-RULES = ("check", "prepare", "calibrate", "tune", "train", "evaluate", "collect", "tables", "figures",
-         "claims", "report")  # fmt: skip
+RULES = {"check", "prepare", "calibrate", "tune", "train", "evaluate", "collect", "tables"}
+RULES |= {"figures", "claims", "report"}
 
 
 def snakemake(folder: Path, *arguments: str, check: bool = True) -> str:
-    command = [sys.executable, "-m", "snakemake", *arguments, "--snakefile", str(ROOT / "Snakefile"),
-               "--directory", str(folder), "--workflow-profile", str(ROOT / "profiles/default"),
-               "--config", f"config={folder / 'config'}", "scale=micro"]  # fmt: skip
+    command = [sys.executable, "-m", "snakemake", *arguments]
+    command += ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    command += ["--workflow-profile", str(ROOT / "profiles/default")]
+    command += ["--config", f"config={folder / 'config'}", "scale=micro"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     output = done.stdout + done.stderr
     assert (done.returncode == 0) == check, output
@@ -104,7 +105,8 @@ def test_a_mistake_ends_before_any_job_with_one_line(finished, tmp_path):
     path = folder / "config" / "optimizers.yaml"
     path.write_text(path.read_text().replace("weight_decay: 0.1}", "weight_decy: 0.1}", 1))
     output = snakemake(folder, check=False)
-    [line] = [line for line in output.splitlines() if "weight_decy" in line]
+    lines = [line for line in output.splitlines() if "weight_decy" in line]
+    assert len(lines) == 1
     assert "'weight_decay'" in output
     assert not (folder / "results").exists()
     assert "Traceback" not in output
