@@ -1,1 +1,1 @@
-"""Polynomials that orthogonalise matrices, and number formats."""
+"""Polynomials that orthogonalise matrices."""

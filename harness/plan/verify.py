@@ -1,5 +1,9 @@
 """Checks that need more than the configuration files: classes, their arguments, data folders."""
 
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
 from harness.config.catalog import Catalog
 from harness.config.experiment_schema import ComputeExperiment, TrainExperiment
 from harness.data.locations import locate
@@ -7,6 +11,9 @@ from harness.errors import UserError, closest
 from harness.evaluation.heldout_tasks import HELDOUT_TASKS
 from harness.optimizers import check_arguments
 from harness.plan.resolve import resolve_optimizer
+
+
+_TASK = re.compile(r"^task: *[\"']?(\w+)", re.MULTILINE)
 
 
 def verify(catalog: Catalog) -> None:
@@ -31,7 +38,9 @@ def verify(catalog: Catalog) -> None:
 def _check_tasks(catalog: Catalog, name: str, tasks: list[str]) -> None:
     if set(tasks) <= set(HELDOUT_TASKS):
         return
-    # lm-eval's index of all its tasks takes seconds, so only tasks of its own are looked up there.
+    if set(tasks) <= {*HELDOUT_TASKS, *_declared_tasks()}:
+        return
+    # lm-eval's own index takes ten seconds and more: it is asked only when a name looks wrong.
     from lm_eval.tasks import TaskManager
 
     valid = {*TaskManager().all_tasks, *HELDOUT_TASKS}
@@ -39,6 +48,15 @@ def _check_tasks(catalog: Catalog, name: str, tasks: list[str]) -> None:
         if task not in valid:
             raise UserError(f"{catalog.folder}/experiments/{name}.yaml: evaluation.tasks: found "
                             f"'{task}'{closest(task, valid)}")  # fmt: skip
+
+
+def _declared_tasks() -> set[str]:
+    """Return the names that lm-eval's task files declare, without parsing them."""
+    package = find_spec("lm_eval")
+    assert package is not None
+    assert package.origin is not None
+    files = (Path(package.origin).parent / "tasks").rglob("*.yaml")
+    return {name for file in files for name in _TASK.findall(file.read_text(errors="replace"))}
 
 
 def _check_source(catalog: Catalog, name: str) -> None:

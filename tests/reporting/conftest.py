@@ -37,7 +37,7 @@ def results_folder(tmp_path) -> Path:
     for optimizer, level in LEVELS.items():
         trials = [("tuning", rate, 100, level + abs(index - 1) * 0.5)
                   for index, rate in enumerate(RATES)]  # fmt: skip
-        wobble = {"adamw": 1, "muon": 1, "root": -1}[optimizer]
+        wobble = {"adamw": 1, "muon": 0.5, "root": -1}[optimizer]
         reports = [("reporting", 0.003, seed, level + wobble * noise)
                    for seed, noise in NOISE.items()]  # fmt: skip
         for role, rate, seed, loss in trials + reports:

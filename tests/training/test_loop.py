@@ -222,7 +222,7 @@ print(summary["weights_sha256"])
 
 
 def test_kill_minus_nine_loses_nothing(tmp_path, data):
-    spec = specification(steps=400)
+    spec = specification(steps=150)
     whole = run(spec, RunFolder(tmp_path, "whole"), data)
     command = [sys.executable, "-c", KILLED, json.dumps(spec), str(tmp_path), str(data)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -235,6 +235,6 @@ def test_kill_minus_nine_loses_nothing(tmp_path, data):
     process.wait()
     assert not (tmp_path / "killed" / "summary.json").exists()
     step = json.loads(pointer.read_text())["step"]
-    assert 0 < step < 400
+    assert 0 < step < 150
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert again.stdout.strip() == whole["weights_sha256"]
