@@ -113,16 +113,19 @@ def report(options: argparse.Namespace) -> None:
 
 
 def status(options: argparse.Namespace) -> None:
-    """Say how the runs of a scale ended and where its report is."""
+    """Say how the runs of a scale ended and where its report is; fail if some failed."""
     from harness.records.store import load_runs
 
     folder = options.results / options.scale
     runs = load_runs(folder)
     counts = runs["status"].value_counts()
     print(f"{len(runs)} runs: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
-    if counts.get("failed", 0):
-        print(f"to try the failed runs again: harness forget --scale {options.scale}; snakemake")
     print(f"report: {(folder / 'report.html').resolve()}")
+    if counts.get("failed", 0):
+        raise UserError(
+            f"{counts['failed']} runs failed, see the report; 'harness forget --scale "
+            f"{options.scale}' and then snakemake tries them again"
+        )
 
 
 def forget(options: argparse.Namespace) -> None:

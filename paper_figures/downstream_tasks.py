@@ -26,6 +26,10 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
 def _one_metric_per_task(sweep: Sweep) -> list[str]:
     names = sorted(set(sweep.records["metric"]))
     tasks = sorted({name.split("/")[1] for name in names if name.startswith("lm_eval/")})
+    scored = [task for task in tasks if f"lm_eval/{task}/acc" in names]
+    if len(scored) == 2:
+        # The average of a single task is that task.
+        tasks.remove("average")
     chosen = []
     for task in tasks:
         present = [f"lm_eval/{task}/{kind}" for kind in SHOWN if f"lm_eval/{task}/{kind}" in names]

@@ -48,6 +48,7 @@ def _curve(ax: Axes, rows: pd.DataFrame, optimizer: str, colour: dict, dash: dic
     if spread.empty:
         return
     steps = spread.index.to_numpy(dtype=int)
-    ax.plot(steps, spread["mean"], label=optimizer, color=colour[optimizer],
-            linestyle=dash[optimizer], linewidth=1.4)  # fmt: skip
+    # Curves often coincide: a broken line above a solid one shows both.
+    ax.plot(steps, spread["mean"], label=optimizer, color=colour[optimizer], linewidth=1.4,
+            linestyle=dash[optimizer], zorder=2 if dash[optimizer] == "-" else 3)  # fmt: skip
     ax.fill_between(steps, spread["min"], spread["max"], color=colour[optimizer], alpha=0.15, lw=0)

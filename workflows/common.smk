@@ -47,5 +47,9 @@ def after(wildcards):
     return [ancient(path) for path in PLAN.after(wildcards.job)]
 
 
+def content(wildcards):
+    return PLAN.content(wildcards.job)
+
+
 def gpus(wildcards):
     return PLAN.gpus(wildcards.job)

@@ -6,6 +6,8 @@ rule check:
         "results/{scale}/jobs/check/{job}.json",
     log:
         "results/{scale}/logs/check/{job}.log",
+    params:
+        content=content,
     resources:
         gpu=gpus,
     shell:
@@ -13,6 +15,8 @@ rule check:
 
 
 rule prepare:
+    input:
+        after=after,
     output:
         "results/data/{job}/manifest.json",
     log:
@@ -26,5 +30,7 @@ rule calibrate:
         "results/{scale}/jobs/calibrate/{job}.json",
     log:
         "results/{scale}/logs/calibrate/{job}.log",
+    params:
+        content=content,
     shell:
         JOB

@@ -49,7 +49,8 @@ class Job:
     """A node of the workflow.
 
     Attributes:
-        name: Readable, and ends in a hash of everything the job does.
+        name: Readable, and ends in ``content`` unless other jobs only wait for this one.
+        content: A hash of everything the job does.
         stage: Which rule runs it.
         experiment: The experiment it belongs to; None for stages that serve several.
         needs: Names of the jobs whose results it reads.
@@ -59,6 +60,7 @@ class Job:
     """
 
     name: str
+    content: str
     stage: Stage
     experiment: str | None
     work: tuple[Work, ...]
@@ -83,7 +85,7 @@ def expand(catalog: Catalog) -> dict[str, Job]:
     jobs: dict[str, Job] = {}
     first: dict[str, str] = {}
     for job in _jobs(catalog):
-        earlier = first.setdefault(_content(job.name), job.name)
+        earlier = first.setdefault(job.content, job.name)
         if earlier != job.name:
             job = replace(job, after=(*job.after, earlier))
         jobs[job.name] = job
@@ -106,9 +108,11 @@ def _job(
     after: tuple[str, ...] = (),
 ) -> Job:
     content = [asdict(item) for item in work]
-    name = f"{label}-{digest([stage, content, sorted(map(_content, needs))])}"
+    hashed = digest([stage, content, sorted(map(_content, needs))])
     return Job(
-        name=name,
+        # Jobs that others only wait for keep their name: a new one would be a new input to those.
+        name=label if stage in ("check", "calibrate") else f"{label}-{hashed}",
+        content=hashed,
         stage=stage,
         experiment=experiment,
         work=tuple(work),
@@ -128,7 +132,8 @@ def _jobs(catalog: Catalog) -> Iterator[Job]:
     yield from common
     datasets = sorted({name for e in trained.values() for name in e.datasets})
     for name in datasets:
-        yield _prepare(catalog, name)
+        # Downloads may take hours: the check that this machine can train at all comes first.
+        yield _prepare(catalog, name, after=(common[0].name,))
     ready = tuple(job.name for job in common)
     for name, experiment in trained.items():
         for model, dataset, optimizer in product(
@@ -158,11 +163,18 @@ def _check(catalog: Catalog) -> Job:
     return _job("check", "check", work, gpu=catalog.scale.device == "cuda")
 
 
-def _prepare(catalog: Catalog, name: str) -> Job:
+def _prepare(catalog: Catalog, name: str, after: tuple[str, ...]) -> Job:
     spec = resolve_dataset(catalog, name)
     work = (Work(factors=Factors(dataset=name), spec=spec),)
+    folder = dataset_id(catalog, name)
     return Job(
-        name=dataset_id(catalog, name), stage="prepare", experiment=None, work=work, gpu=False
+        name=folder,
+        content=_content(folder),
+        stage="prepare",
+        experiment=None,
+        work=work,
+        gpu=False,
+        after=after,
     )
 
 

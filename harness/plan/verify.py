@@ -12,7 +12,6 @@ from harness.evaluation.heldout_tasks import HELDOUT_TASKS
 from harness.optimizers import check_arguments
 from harness.plan.resolve import resolve_optimizer
 
-
 _TASK = re.compile(r"^task: *[\"']?(\w+)", re.MULTILINE)
 
 

@@ -41,6 +41,10 @@ class WorkflowPlan:
         """Return the results that must exist before a job, whatever their age."""
         return [self._path(self.jobs[other]) for other in self.jobs[name].after]
 
+    def content(self, name: str) -> str:
+        """Return a hash of everything that a job does."""
+        return self.jobs[name].content
+
     def gpus(self, name: str) -> int:
         """Return how many GPUs a job holds."""
         return int(self.jobs[name].gpu)

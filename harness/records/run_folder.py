@@ -76,6 +76,6 @@ def require_summary(folder: RunFolder) -> dict[str, Any]:
     if summary is None:
         raise UserError(
             f"{folder.path / 'summary.json'}: no such file, but a job lists this run; run "
-            "'harness forget --missing' and then 'snakemake' to train it again"
+            "'harness forget' and then 'snakemake' to train it again"
         )
     return summary

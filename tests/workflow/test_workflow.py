@@ -1,5 +1,6 @@
 """The whole workflow on a scale of its own, small enough for a test."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -92,8 +93,9 @@ def test_an_added_optimizer_adds_its_own_jobs_only(finished, tmp_path):
     scale = folder / "config" / "scales" / "micro.yaml"
     everyone = {"experiments": {"language_optimizers": {"optimizers": ["adamw", "root", "adan"]}}}
     scale.write_text(yaml.safe_dump(merge(read_yaml(scale), everyone)))
-    before = {path: path.stat().st_mtime_ns for path in (folder / "results/runs").glob("*/*.json")}
-    snakemake(folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("results/micro/jobs/t*/*.json")}
+    output = snakemake(folder)
+    assert re.search(r"\btune +1\b", output)
     table = next((folder / "results/micro/tables").glob("sweep.*.csv"))
     assert list(pd.read_csv(table)["optimizer"]) == ["adamw", "root", "adan"]
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
