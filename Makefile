@@ -10,7 +10,7 @@ reproduce: .venv/installed
 	@$(BIN)/harness status --scale $(SCALE)
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .
