@@ -10,7 +10,7 @@ from harness.records.store import RECORD_COLUMNS, RUN_COLUMNS, write_table
 
 # Final loss: muon clearly below adamw; root and muon apart by less than their spread.
 LEVELS = {"adamw": 4.0, "muon": 3.5, "root": 3.5}
-NOISE = {0: 0.01, 1: -0.02, 2: 0.015}
+NOISE = {0: 0.01, 1: -0.02, 2: 0.01}
 RATES = (0.001, 0.003, 0.01)
 
 
