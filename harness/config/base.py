@@ -1,5 +1,6 @@
 """What all configuration objects share: frozen, no unknown keys, errors that name the key."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
@@ -37,24 +38,32 @@ def validate(kind: Any, data: Any, where: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
-        raise UserError(_one_line(error, where)) from None
+        raise UserError(_one_line(error, data, where)) from None
 
 
-def _one_line(error: ValidationError, where: str) -> str:
+def _one_line(error: ValidationError, data: Any, where: str) -> str:
     details = error.errors()
     first = details[0]
-    # The tag of a discriminated union is part of pydantic's location but not of the user's file.
-    path = [str(part) for part in first["loc"] if not _is_union_tag(part, first["input"])]
-    key = ".".join(path)
+    key = ".".join(_keys(first["loc"], data))
     separator = "." if ": " in where else ": "
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         message = "required key is missing"
     elif first["type"] != "value_error":
-        message = f"found {first['input']!r}, expected: {message[0].lower()}{message[1:]}"
+        message = f"found {first['input']!r}, expected {_expectation(message)}"
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return f"{where}{separator + key if key else ''}: {message}{more}"
 
 
-def _is_union_tag(part: int | str, value: Any) -> bool:
-    return isinstance(part, str) and isinstance(value, dict) and part in value.values()
+def _keys(location: tuple[int | str, ...], data: Any) -> Iterator[str]:
+    """Yield the keys of the user's file; pydantic's location also has the tags of unions."""
+    for part in location:
+        if isinstance(data, dict) and part not in data and part in data.values():
+            continue
+        data = data.get(part) if isinstance(data, dict) else None
+        yield str(part)
+
+
+def _expectation(message: str) -> str:
+    message = message.removeprefix("Input should be ").removesuffix(" after validation")
+    return f"{message[0].lower()}{message[1:]}"

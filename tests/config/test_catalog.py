@@ -75,7 +75,11 @@ MISTAKES = {
     "wrong type": (
         "experiments/language_optimizers.yaml",
         {"training": {"batch_size": "many"}},
-        ["training.batch_size", "found 'many'", "expected"],
+        [
+            "language_optimizers.yaml: training.batch_size",
+            "found 'many'",
+            "expected a valid integer",
+        ],
     ),
     "grid of one": (
         "optimizers.yaml",
