@@ -1,10 +1,13 @@
 """Writing files that a reader never sees half written, and digests that prove them whole."""
 
+import fcntl
 import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from harness.errors import UserError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -21,6 +24,24 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as indented JSON, atomically."""
     write_atomically(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+
+def hold_folder(folder: Path) -> IO[str]:
+    """Return a lock on ``folder`` that lasts until it is closed or the process ends, however it ends.
+
+    Raises:
+        UserError: If another process holds the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = (folder / "in-use.lock").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise UserError(
+            f"{folder.resolve()}: another snakemake is at work here; wait for it, or stop it"
+        ) from None
+    return handle
 
 
 def sha256_of(path: Path) -> str:

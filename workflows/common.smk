@@ -5,6 +5,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from harness.errors import UserError
+from harness.files import hold_folder
 from harness.plan.workflow import WorkflowPlan
 from harness.training.devices import visible_gpus
 
@@ -15,6 +16,9 @@ RECORDS = config.get("records", f"results/{SCALE}")
 
 try:
     PLAN = WorkflowPlan.load(Path(CONFIG), SCALE)
+    if workflow.is_main_process and not workflow.dryrun:
+        # Snakemake's own lock outlives a killed process; the kernel frees this one.
+        FOLDER_LOCK = hold_folder(Path(".snakemake"))
 except UserError as error:
     raise WorkflowError(str(error)) from None
 

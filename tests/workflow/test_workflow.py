@@ -75,6 +75,20 @@ def test_a_second_call_has_nothing_to_do(finished):
     assert "Nothing to be done" in snakemake(finished)
 
 
+def test_a_folder_is_held_by_one_snakemake_and_free_after_a_kill(finished):
+    folder = finished / ".snakemake"
+    script = "import sys, time; from pathlib import Path; from harness.files import hold_folder\n"
+    script += "lock = hold_folder(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    other.stdout.readline()
+    assert "another snakemake is at work here" in snakemake(finished, check=False)
+    assert "Nothing to be done" in snakemake(finished, "--dry-run")
+    other.kill()
+    other.wait()
+    assert "Nothing to be done" in snakemake(finished)
+
+
 def test_deleted_figures_are_redrawn_without_training(finished):
     figures = finished / "results" / "micro" / "figures"
     shutil.rmtree(figures)
