@@ -27,7 +27,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def hold_folder(folder: Path) -> IO[str]:
-    """Return a lock on ``folder`` that lasts until it is closed or the process ends, however it ends.
+    """Return a lock on ``folder`` until it is closed or the process ends, however it ends.
 
     Raises:
         UserError: If another process holds the folder.
