@@ -16,7 +16,7 @@ RECORDS = config.get("records", f"results/{SCALE}")
 
 try:
     PLAN = WorkflowPlan.load(Path(CONFIG), SCALE)
-    if workflow.is_main_process and not workflow.dryrun:
+    if workflow.is_main_process and not workflow.output_settings.dryrun:
         # Snakemake's own lock outlives a killed process; the kernel frees this one.
         FOLDER_LOCK = hold_folder(Path(".snakemake"))
 except UserError as error:
