@@ -12,17 +12,9 @@ from harness.numerics.orthogonalization import (
     MUON,
     SCHEDULES,
     orthogonalize,
-    relative_error,
     schedule,
 )
 from harness.optimizers import OrthogonalizedMomentum
-from harness.optimizers.calibration import (
-    PUBLISHED,
-    Calibration,
-    calibrate,
-    fit,
-    gaussian_singular_values,
-)
 from harness.optimizers.outliers import clip_threshold, percentile_thresholds
 
 SHAPES = [(8, 8), (6, 15), (15, 6), (1, 9), (9, 1)]
@@ -223,48 +215,3 @@ def test_vectors_and_unknown_shapes_are_refused():
     )
     with pytest.raises(ValueError, match=r"none for matrices of 4 x 6"):
         optimizer.step()
-
-
-def test_sampled_singular_values_are_those_of_gaussian_matrices():
-    """Against a singular value decomposition: mean spectrum over 40 matrices of 30 x 50."""
-    generator = np.random.default_rng(0)
-    direct = np.mean(
-        [
-            np.sort(np.linalg.svd(generator.normal(size=(30, 50)), compute_uv=False))
-            for _ in range(40)
-        ],
-        axis=0,
-    )
-    sampled = np.mean([gaussian_singular_values(30, 50, seed) for seed in range(40)], axis=0)
-    np.testing.assert_allclose(sampled, direct / np.linalg.norm(direct), atol=0.004)
-
-
-# Relative errors computed elsewhere from singular values of full matrices: Muon, published triple.
-REFERENCE = {
-    (2048, 2048): (0.2235, 0.1986),
-    (2048, 3072): (0.1839, 0.1284),
-    (2048, 8192): (0.1843, 0.0391),
-    (2048, 16384): (0.2061, 0.0634),
-}
-
-
-@pytest.mark.parametrize("shape", REFERENCE)
-def test_errors_of_published_coefficients(shape):
-    found = calibrate(shape, Calibration(published=True))
-    assert found.source == "published"
-    assert (found.error_muon, found.error) == pytest.approx(REFERENCE[shape], abs=0.004)
-
-
-@pytest.mark.parametrize(
-    ("shape", "triple", "error"),
-    [
-        ((2048, 3072), (2.909, -3.811, 1.861), 0.0485),
-        ((2048, 8192), (2.603, -3.127, 1.569), 0.0125),
-    ],
-)
-def test_the_fit_arrives_at_the_known_optimum(shape, triple, error):
-    values = gaussian_singular_values(*shape, seed=0)
-    found = fit(values, 5)
-    assert found == pytest.approx(triple, abs=0.03)
-    assert relative_error(values, [found] * 5) == pytest.approx(error, abs=0.002)
-    assert relative_error(values, [found] * 5) < relative_error(values, [PUBLISHED[shape]] * 5)
