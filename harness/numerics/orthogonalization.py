@@ -68,11 +68,8 @@ def orthogonalize(matrices: Tensor, triples: Sequence[Triple], eps: float = 1e-7
         eps: Added to the Frobenius norm by which each matrix is divided first.
     """
     rows, columns = matrices.shape[-2:]
-    x = matrices.mT if rows > columns else matrices
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + eps)
-    batch = x.flatten(0, -3) if x.ndim > 3 else x
-    if batch.ndim == 2:
-        batch = batch[None]
+    x = normalize(matrices.mT if rows > columns else matrices, eps)
+    batch = x.reshape(-1, *x.shape[-2:])
     for a, b, c in triples:
         gram = batch @ batch.mT
         # b G + c G G and a X + (...) X, each in one fused multiply-add.
@@ -80,6 +77,13 @@ def orthogonalize(matrices: Tensor, triples: Sequence[Triple], eps: float = 1e-7
         batch = torch.baddbmm(batch, polynomial, batch, beta=a)
     x = batch.reshape(x.shape)
     return x.mT if rows > columns else x
+
+
+def normalize(matrices: Tensor, eps: float) -> Tensor:
+    """Return ``matrices`` (... x rows x columns) divided by their Frobenius norms plus ``eps``."""
+    # A float32 sum over millions of squares is off by more than the iteration itself.
+    norm = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True, dtype=torch.float64)
+    return matrices / (norm + eps).to(matrices.dtype)
 
 
 def iterate_singular_values(values: np.ndarray, triples: Sequence[Triple]) -> np.ndarray:

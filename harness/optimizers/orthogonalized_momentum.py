@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from harness.errors import closest
+from harness.numerics.mixed_precision import orthogonalize_bfloat16_
 from harness.numerics.orthogonalization import SCHEDULES, Triple, orthogonalize, schedule
-from harness.optimizers.outliers import clip_threshold, percentile_thresholds
+from harness.optimizers.outliers import clip_, percentile_threshold
 
 MomentumForm = Literal["sum", "average"]
 LearningRateScale = Literal["none", "original", "match_rms_adamw"]
@@ -27,14 +28,16 @@ class OrthogonalizedMomentum(torch.optim.Optimizer):
 
     Per matrix and step: momentum, Nesterov mix, outlier filter, orthogonalisation, decoupled weight
     decay with the unscaled learning rate, update. Tensors of more than two dimensions are taken as
-    matrices of shape (dimension 0, rest). Matrices of equal shape are orthogonalised as one batch.
+    matrices of shape (dimension 0, rest). Matrices of equal shape are worked on together, so a step
+    needs memory for one such batch beside the momentum.
 
     References:
         - Muon: Keller Jordan, github.com/KellerJordan/Muon; Moonlight, arXiv 2502.16982.
         - ROOT: arXiv 2511.20626 and its released code, huawei-noah/noah-research, ROOT.
 
     Args:
-        params: Parameters with at least two dimensions, or groups of them.
+        params: Parameters with at least two dimensions, or groups of them. Groups may override
+            every argument below.
         lr: Learning rate.
         weight_decay: Decoupled weight decay.
         momentum: Decay of the momentum buffer.
@@ -48,18 +51,19 @@ class OrthogonalizedMomentum(torch.optim.Optimizer):
         outlier_percentile: Clip entries at this quantile of absolute values, per matrix and step.
         learning_rate_scale: Factor by shape: ``none``; ``original``, sqrt(max(1, rows / columns));
             ``match_rms_adamw``, 0.2 sqrt(max(rows, columns)).
-        dtype: Type in which to orthogonalise; None for the parameter's own.
+        dtype: Type of the products that orthogonalise; None for the parameter's own. Products in
+            ``bfloat16`` keep the update within 1e-2 of the exact polynomial.
         eps: Added to the norm by which a matrix is divided.
 
     Raises:
-        ValueError: For an argument out of range, a parameter with fewer than two dimensions or a
-            matrix shape without coefficients.
+        ValueError: For an argument out of range, a parameter that is not a real matrix or a matrix
+            shape without coefficients.
     """
 
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         nesterov: bool = True,
@@ -73,21 +77,6 @@ class OrthogonalizedMomentum(torch.optim.Optimizer):
         dtype: str | None = "bfloat16",
         eps: float = 1e-7,
     ) -> None:
-        _at_least(lr=lr, weight_decay=weight_decay, momentum=momentum, eps=eps)
-        _one_of("momentum_form", momentum_form, get_args(MomentumForm))
-        _one_of("learning_rate_scale", learning_rate_scale, get_args(LearningRateScale))
-        _one_of("polynomial", polynomial, (*SCHEDULES, ADANEWTON))
-        if dtype is not None:
-            _one_of("dtype", dtype, tuple(DTYPES))
-        if steps < 1:
-            raise ValueError(f"steps: found {steps}, expected at least 1")
-        if outlier_percentile is not None and not 0 < outlier_percentile < 1:
-            raise ValueError(f"outlier_percentile: found {outlier_percentile}, expected 0 to 1")
-        if outlier_percentile is not None and outlier_threshold is not None:
-            raise ValueError("outlier_threshold and outlier_percentile exclude each other")
-        if (polynomial == ADANEWTON) != (coefficients is not None):
-            raise ValueError("coefficients go with polynomial 'adanewton', and only with it")
-        self._coefficients = dict(coefficients or {})
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -96,6 +85,8 @@ class OrthogonalizedMomentum(torch.optim.Optimizer):
             "momentum_form": momentum_form,
             "polynomial": polynomial,
             "steps": steps,
+            # In the groups, so that a saved state goes on with the coefficients it was made with.
+            "coefficients": None if coefficients is None else dict(coefficients),
             "outlier_threshold": outlier_threshold,
             "outlier_percentile": outlier_percentile,
             "learning_rate_scale": learning_rate_scale,
@@ -105,14 +96,20 @@ class OrthogonalizedMomentum(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, each with at least two dimensions."""
+        """Add a group of parameters, each a real tensor with at least two dimensions.
+
+        Raises:
+            ValueError: If a parameter or an option of the group is not as the class says.
+        """
         super().add_param_group(param_group)
-        for parameter in self.param_groups[-1]["params"]:
-            if parameter.ndim < 2:
-                raise ValueError(
-                    f"found a parameter of shape {tuple(parameter.shape)}, expected at least two "
-                    "dimensions; give vectors to another optimizer"
-                )
+        group = self.param_groups[-1]
+        try:
+            _check_options(group)
+            for parameter in group["params"]:
+                _check_parameter(group, parameter)
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     @torch.no_grad()
     def step(  # type: ignore[override]  # torch declares two overloads
@@ -128,64 +125,79 @@ class OrthogonalizedMomentum(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                self._step_group(group, parameters)
+            batches: dict[Any, list[Tensor]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    key = (parameter.shape, parameter.dtype, parameter.device)
+                    batches[key].append(parameter)
+            for parameters in batches.values():
+                self._step_batch(group, parameters)
         return loss
 
-    def _step_group(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        directions = self._directions(group, parameters)
-        by_shape: dict[Any, list[int]] = defaultdict(list)
-        for index, parameter in enumerate(parameters):
-            by_shape[parameter.shape, parameter.dtype, parameter.device].append(index)
+    def _step_batch(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        directions = [one.flatten(1) for one in self._directions(group, parameters)]
+        rows, columns = directions[0].shape
+        updates = _orthogonalized(group, directions)
+        lr = float(group["lr"])
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        for indices in by_shape.values():
-            batch = torch.stack([directions[i].flatten(1) for i in indices])
-            update = self._orthogonalize(group, batch)
-            scale = _scale(group["learning_rate_scale"], *batch.shape[-2:])
-            targets = [parameters[i] for i in indices]
-            updates = [one.view_as(targets[0]).to(targets[0].dtype) for one in update]
-            torch._foreach_add_(targets, updates, alpha=-group["lr"] * scale)
+            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        scale = _scale(group["learning_rate_scale"], rows, columns)
+        matching = [update.view_as(parameters[0]).to(parameters[0].dtype) for update in updates]
+        torch._foreach_add_(parameters, matching, alpha=-lr * scale)
 
     def _directions(self, group: dict[str, Any], parameters: list[Tensor]) -> Sequence[Tensor]:
-        """Update the momentum buffers and return what is to be orthogonalised."""
+        """Update the momentum buffers and return copies of what is to be orthogonalised."""
         gradients = [p.grad for p in parameters if p.grad is not None]
+        if any(gradient.is_sparse for gradient in gradients):
+            raise ValueError("found a sparse gradient, expected dense ones")
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(
+                    parameter, memory_format=torch.contiguous_format
+                )
         buffers = [self.state[p]["momentum_buffer"] for p in parameters]
         momentum = group["momentum"]
         if group["momentum_form"] == "average":
             torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-            return (
-                torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
-            )
+            if group["nesterov"]:
+                return torch._foreach_lerp(gradients, buffers, momentum)
+            return [buffer.clone() for buffer in buffers]
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, gradients)
         if group["nesterov"]:
             return torch._foreach_add(gradients, buffers, alpha=momentum)
-        return buffers
+        return [buffer.clone() for buffer in buffers]
 
-    def _orthogonalize(self, group: dict[str, Any], batch: Tensor) -> Tensor:
-        if group["outlier_percentile"] is not None:
-            batch = clip_threshold(batch, percentile_thresholds(batch, group["outlier_percentile"]))
-        elif group["outlier_threshold"] is not None:
-            batch = clip_threshold(batch, group["outlier_threshold"])
-        if group["dtype"] is not None:
-            batch = batch.to(DTYPES[group["dtype"]])
-        return orthogonalize(batch, self._triples(group, batch.shape), group["eps"])
 
-    def _triples(self, group: dict[str, Any], shape: torch.Size) -> Sequence[Triple]:
-        if group["polynomial"] != ADANEWTON:
-            return schedule(group["polynomial"], group["steps"])
-        key = (min(shape[-2:]), max(shape[-2:]))
-        if key not in self._coefficients:
-            raise ValueError(
-                f"coefficients: none for matrices of {key[0]} x {key[1]}, expected a calibration "
-                f"that covers them (found {sorted(self._coefficients)})"
-            )
-        return (self._coefficients[key],) * group["steps"]
+def _orthogonalized(group: dict[str, Any], matrices: list[Tensor]) -> Sequence[Tensor]:
+    """Return the filtered and orthogonalised matrices, which may share memory with the given."""
+    triples = _triples(group, matrices[0].shape)
+    if group["outlier_percentile"] is not None:
+        for matrix in matrices:
+            clip_(matrix, percentile_threshold(matrix, group["outlier_percentile"]))
+    elif group["outlier_threshold"] is not None:
+        for matrix in matrices:
+            clip_(matrix, group["outlier_threshold"])
+    if group["dtype"] == "bfloat16":
+        matrices = [matrix.float().contiguous() for matrix in matrices]
+        orthogonalize_bfloat16_(matrices, triples, group["eps"])
+        return matrices
+    batch = torch.stack(matrices)
+    if group["dtype"] is not None:
+        batch = batch.to(DTYPES[group["dtype"]])
+    return list(orthogonalize(batch, triples, group["eps"]))
+
+
+def _triples(group: Mapping[str, Any], shape: Sequence[int]) -> Sequence[Triple]:
+    if group["polynomial"] != ADANEWTON:
+        return schedule(group["polynomial"], group["steps"])
+    key = (min(shape), max(shape))
+    if key not in group["coefficients"]:
+        raise ValueError(
+            f"coefficients: none for matrices of {key[0]} x {key[1]}, expected a calibration "
+            f"that covers them (found {sorted(group['coefficients'])})"
+        )
+    return (group["coefficients"][key],) * group["steps"]
 
 
 def _scale(kind: LearningRateScale, rows: int, columns: int) -> float:
@@ -194,10 +206,40 @@ def _scale(kind: LearningRateScale, rows: int, columns: int) -> float:
     return 0.2 * math.sqrt(max(rows, columns)) if kind == "match_rms_adamw" else 1.0
 
 
-def _at_least(**values: float) -> None:
-    for name, value in values.items():
-        if not value >= 0:
-            raise ValueError(f"{name}: found {value}, expected at least 0")
+def _check_options(group: Mapping[str, Any]) -> None:
+    for name in ("lr", "weight_decay", "momentum", "eps"):
+        if not group[name] >= 0:
+            raise ValueError(f"{name}: found {group[name]}, expected at least 0")
+    _one_of("momentum_form", group["momentum_form"], get_args(MomentumForm))
+    _one_of("learning_rate_scale", group["learning_rate_scale"], get_args(LearningRateScale))
+    _one_of("polynomial", group["polynomial"], (*SCHEDULES, ADANEWTON))
+    if group["dtype"] is not None:
+        _one_of("dtype", group["dtype"], tuple(DTYPES))
+    if group["steps"] < 1:
+        raise ValueError(f"steps: found {group['steps']}, expected at least 1")
+    threshold, percentile = group["outlier_threshold"], group["outlier_percentile"]
+    if percentile is not None and not 0 < percentile < 1:
+        raise ValueError(f"outlier_percentile: found {percentile}, expected 0 to 1")
+    if threshold is not None and not threshold > 0:
+        raise ValueError(f"outlier_threshold: found {threshold}, expected more than 0")
+    if percentile is not None and threshold is not None:
+        raise ValueError("outlier_threshold and outlier_percentile exclude each other")
+    if (group["polynomial"] == ADANEWTON) != (group["coefficients"] is not None):
+        raise ValueError("coefficients go with polynomial 'adanewton', and only with it")
+
+
+def _check_parameter(group: Mapping[str, Any], parameter: Tensor) -> None:
+    shape = tuple(parameter.shape)
+    if parameter.ndim < 2:
+        raise ValueError(
+            f"found a parameter of shape {shape}, expected at least two dimensions; give vectors "
+            "to another optimizer"
+        )
+    if not parameter.is_floating_point():
+        raise ValueError(
+            f"found a parameter of shape {shape} and type {parameter.dtype}, expected real numbers"
+        )
+    _triples(group, (shape[0], parameter.numel() // shape[0]))
 
 
 def _one_of(name: str, value: str, valid: Sequence[str]) -> None:

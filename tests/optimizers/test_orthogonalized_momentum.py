@@ -1,5 +1,6 @@
 """Muon and ROOT against torch, float64 singular values and a trajectory worked out by hand."""
 
+import pickle
 from copy import deepcopy
 
 import numpy as np
@@ -15,7 +16,7 @@ from harness.numerics.orthogonalization import (
     schedule,
 )
 from harness.optimizers import OrthogonalizedMomentum
-from harness.optimizers.outliers import clip_threshold, percentile_thresholds
+from harness.optimizers.outliers import clip_, percentile_threshold
 
 SHAPES = [(8, 8), (6, 15), (15, 6), (1, 9), (9, 1)]
 
@@ -53,54 +54,81 @@ def test_muon_follows_torch_step_by_step(scale, nesterov):
             torch.testing.assert_close(one, other, rtol=0.02, atol=0.002)
 
 
-def root_trajectory(weight, gradients_, *, lr, decay, momentum, triple, percentile):
-    """ROOT's released code, written out in float64 NumPy from its description."""
+def exact_trajectory(
+    weight, gradients_, *, lr, decay, momentum, triple, scale,
+    form="sum", nesterov=True, percentile=None,
+):  # fmt: skip
+    """Muon and ROOT written out in float64 NumPy from their descriptions."""
     buffer = np.zeros_like(weight)
     for gradient in gradients_:
-        buffer = momentum * buffer + gradient
-        mixed = gradient + momentum * buffer
-        ordered = np.sort(np.abs(mixed).ravel())
-        position = percentile * (ordered.size - 1)
-        below = int(np.floor(position))
-        above = min(below + 1, ordered.size - 1)
-        eps = ordered[below] + (position - below) * (ordered[above] - ordered[below]) + 1e-9
-        outliers = np.sign(mixed) * np.maximum(np.abs(mixed) - eps, 0)
-        kept = mixed - outliers
-        x = kept.T if kept.shape[0] > kept.shape[1] else kept
+        if form == "sum":
+            buffer = momentum * buffer + gradient
+            mixed = gradient + momentum * buffer if nesterov else buffer
+        else:
+            buffer = momentum * buffer + (1 - momentum) * gradient
+            mixed = (1 - momentum) * gradient + momentum * buffer if nesterov else buffer
+        if percentile is not None:
+            ordered = np.sort(np.abs(mixed).ravel())
+            position = percentile * (ordered.size - 1)
+            below = int(np.floor(position))
+            above = min(below + 1, ordered.size - 1)
+            eps = ordered[below] + (position - below) * (ordered[above] - ordered[below]) + 1e-9
+            outliers = np.sign(mixed) * np.maximum(np.abs(mixed) - eps, 0)
+            mixed = mixed - outliers
+        x = mixed.T if mixed.shape[0] > mixed.shape[1] else mixed
         x = x / (np.linalg.norm(x) + 1e-7)
         a, b, c = triple
         for _ in range(5):
             gram = x @ x.T
             x = a * x + (b * gram + c * gram @ gram) @ x
-        update = x.T if kept.shape[0] > kept.shape[1] else x
+        update = x.T if mixed.shape[0] > mixed.shape[1] else x
         weight = weight * (1 - lr * decay)
-        weight = weight - lr * 0.2 * np.sqrt(max(weight.shape)) * update
+        weight = weight - lr * scale * update
     return weight
 
 
+# The forms of the algorithm: what the class is told, and what the description says.
+FORMS = {
+    "ROOT, released": (
+        {"polynomial": "adanewton", "outlier_percentile": 0.9, "weight_decay": 0.1},
+        {"percentile": 0.9, "decay": 0.1, "scale": "rms"},
+    ),
+    "ROOT, published": (
+        {"polynomial": "adanewton", "outlier_percentile": 0.9, "weight_decay": 0.0,
+         "nesterov": False, "learning_rate_scale": "none"},
+        {"percentile": 0.9, "decay": 0.0, "scale": "none", "nesterov": False},
+    ),
+    "Muon, Moonlight": ({"weight_decay": 0.1}, {"decay": 0.1, "scale": "rms"}),
+    "Muon, Jordan": (
+        {"weight_decay": 0.01, "momentum_form": "average", "learning_rate_scale": "original"},
+        {"decay": 0.01, "scale": "original", "form": "average"},
+    ),
+}  # fmt: skip
+SCALES = {
+    "rms": lambda rows, columns: 0.2 * max(rows, columns) ** 0.5,
+    "original": lambda rows, columns: max(1.0, rows / columns) ** 0.5,
+    "none": lambda rows, columns: 1.0,
+}
+
+
 @pytest.mark.parametrize("shape", [(12, 12), (7, 20), (20, 7)])
-def test_root_follows_its_released_code(shape):
-    triple = (2.9, -3.8, 1.86)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_follows_its_description(form, shape):
+    arguments, description = FORMS[form]
+    triple = (2.9, -3.8, 1.86) if "polynomial" in arguments else MUON
+    if triple != MUON:
+        arguments = arguments | {"coefficients": {(min(shape), max(shape)): triple}}
     [weight] = parameters(1, [shape], torch.float64)
     start = weight.detach().numpy().copy()
     generator = np.random.default_rng(5)
     drawn = [generator.standard_t(2, shape) for _ in range(6)]
-    optimizer = OrthogonalizedMomentum(
-        [weight],
-        lr=0.01,
-        weight_decay=0.1,
-        momentum=0.95,
-        polynomial="adanewton",
-        coefficients={(min(shape), max(shape)): triple},
-        outlier_percentile=0.9,
-        dtype=None,
-    )
+    optimizer = OrthogonalizedMomentum([weight], lr=0.01, momentum=0.95, dtype=None, **arguments)
     for gradient in drawn:
         weight.grad = torch.from_numpy(gradient)
         optimizer.step()
-    expected = root_trajectory(
-        start, drawn, lr=0.01, decay=0.1, momentum=0.95, triple=triple, percentile=0.9
-    )
+    scale = SCALES[description["scale"]](*shape)
+    expected = exact_trajectory(start, drawn, lr=0.01, momentum=0.95, triple=triple,
+                                **description | {"scale": scale})  # fmt: skip
     # The threshold is taken in float32, as in the released code.
     np.testing.assert_allclose(weight.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
 
@@ -141,17 +169,20 @@ def test_without_a_filter_the_scale_of_gradients_does_not_matter(seed, factor):
 
 @given(st.integers(0, 10_000), st.floats(0.05, 0.99), st.integers(1, 6), st.integers(1, 40))
 def test_percentile_equals_torch_quantile(seed, percentile, rows, columns):
-    generator = torch.Generator().manual_seed(seed)
-    batch = torch.randn(3, rows, columns, generator=generator)
-    expected = batch.abs().flatten(1).quantile(percentile, dim=1)
-    torch.testing.assert_close(percentile_thresholds(batch, percentile), expected + 1e-9)
+    matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    before = matrix.clone()
+    expected = matrix.abs().flatten().quantile(percentile)
+    torch.testing.assert_close(percentile_threshold(matrix, percentile), expected + 1e-9)
+    assert torch.equal(matrix, before)
 
 
 @given(st.integers(0, 10_000), st.floats(0.01, 3))
 def test_what_soft_thresholding_leaves_is_the_clamp(seed, eps):
-    batch = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(seed))
-    outliers = batch.sign() * (batch.abs() - eps).clamp_min(0)
-    torch.testing.assert_close(clip_threshold(batch, eps), batch - outliers)
+    matrix = torch.randn(4, 5, generator=torch.Generator().manual_seed(seed))
+    outliers = matrix.sign() * (matrix.abs() - eps).clamp_min(0)
+    kept = matrix - outliers
+    clip_(matrix, eps)
+    torch.testing.assert_close(matrix, kept)
 
 
 def test_convolution_kernels_are_taken_as_matrices():
@@ -189,6 +220,58 @@ def test_a_saved_state_goes_on_exactly():
     assert all(torch.equal(one, other) for one, other in zip(ours, again, strict=True))
 
 
+def test_copies_and_pickles_keep_the_coefficients():
+    [weight] = parameters(7, [(4, 6)])
+    arguments = {"polynomial": "adanewton", "coefficients": {(4, 6): (2.9, -3.8, 1.86)}}
+    optimizer = OrthogonalizedMomentum([weight], lr=0.05, **arguments)
+    again = pickle.loads(pickle.dumps(optimizer))
+    [copied] = again.param_groups[0]["params"]
+    for target, stepper in ((weight, optimizer), (copied, again)):
+        gradients([target], 0)
+        stepper.step()
+    assert torch.equal(weight, copied)
+
+
+def test_groups_have_options_of_their_own_and_schedules_move_their_rates():
+    first, second = parameters(8, [(4, 6), (4, 6)])
+    before = second.detach().clone()
+    optimizer = OrthogonalizedMomentum(
+        [{"params": [first]}, {"params": [second], "lr": 0.5, "weight_decay": 0.2}], lr=0.1
+    )
+    schedule_ = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.25]
+    second.grad = torch.zeros(4, 6)
+    optimizer.step()
+    schedule_.step()
+    torch.testing.assert_close(second.detach(), before * (1 - 0.25 * 0.2))
+
+
+def test_a_closure_is_evaluated_with_gradients():
+    [weight] = parameters(9, [(3, 5)])
+    optimizer = OrthogonalizedMomentum([weight], lr=torch.tensor(0.1))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    losses = [optimizer.step(closure).item() for _ in range(5)]
+    assert losses[-1] < losses[0]
+
+
+def test_the_order_of_parameters_and_their_company_do_not_matter():
+    alone = parameters(10, [(6, 9)])
+    crowd = parameters(10, [(6, 9), (9, 6), (6, 9), (3, 3)])
+    for targets in (alone, crowd):
+        optimizer = OrthogonalizedMomentum(targets, lr=0.1, outlier_percentile=0.9, dtype=None)
+        generator = torch.Generator().manual_seed(3)
+        for target in targets:
+            target.grad = torch.randn(target.shape, generator=generator)
+        optimizer.step()
+    torch.testing.assert_close(alone[0], crowd[0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -196,6 +279,8 @@ def test_a_saved_state_goes_on_exactly():
         ({"polynomial": "adanewton"}, "coefficients go with polynomial 'adanewton'"),
         ({"steps": 0}, "steps: found 0, expected at least 1"),
         ({"outlier_percentile": 90}, "outlier_percentile: found 90"),
+        ({"outlier_threshold": 0.0}, "outlier_threshold: found 0.0, expected more than 0"),
+        ({"outlier_threshold": 1.0, "outlier_percentile": 0.9}, "exclude each other"),
         ({"lr": -1.0}, "lr: found -1.0"),
         ({"dtype": "float8"}, "dtype: found 'float8'"),
     ],
@@ -205,13 +290,21 @@ def test_bad_arguments_are_refused(arguments, message):
         OrthogonalizedMomentum(parameters(0), **arguments)
 
 
-def test_vectors_and_unknown_shapes_are_refused():
+def test_a_bad_group_is_refused_and_leaves_the_optimizer_as_it_was():
+    optimizer = OrthogonalizedMomentum(parameters(0))
+    with pytest.raises(ValueError, match="momentum_form: found 'ema'"):
+        optimizer.add_param_group({"params": parameters(1), "momentum_form": "ema"})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_what_is_not_a_real_dense_matrix_is_refused():
     with pytest.raises(ValueError, match=r"shape \(5,\), expected at least two"):
         OrthogonalizedMomentum([torch.nn.Parameter(torch.zeros(5))])
+    with pytest.raises(ValueError, match="expected real numbers"):
+        OrthogonalizedMomentum([torch.nn.Parameter(torch.zeros(2, 3, dtype=torch.complex64))])
     [weight] = parameters(0, [(4, 6)])
-    weight.grad = torch.ones(4, 6)
-    optimizer = OrthogonalizedMomentum(
-        [weight], polynomial="adanewton", coefficients={(1, 2): MUON}
-    )
     with pytest.raises(ValueError, match=r"none for matrices of 4 x 6"):
-        optimizer.step()
+        OrthogonalizedMomentum([weight], polynomial="adanewton", coefficients={(1, 2): MUON})
+    weight.grad = torch.ones(4, 6).to_sparse()
+    with pytest.raises(ValueError, match="sparse gradient"):
+        OrthogonalizedMomentum([weight]).step()

@@ -1,0 +1,134 @@
+"""bfloat16 products against the polynomial in float64, on spectra that rounding spoils."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.numerics.mixed_precision import iterate_batch, orthogonalize_bfloat16_
+from harness.numerics.orthogonalization import normalize, orthogonalize, schedule
+
+# What the project promises for bfloat16 and float32 products.
+BFLOAT16, FLOAT32 = 1e-2, 1e-5
+
+
+def with_singular_values(values: Tensor, rows: int, columns: int, generator) -> Tensor:
+    left, _, right = torch.linalg.svd(
+        torch.randn(rows, columns, generator=generator, dtype=torch.float64), full_matrices=False
+    )
+    return (left @ torch.diag(values) @ right).float()
+
+
+def spectra(rows: int, columns: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    side = min(rows, columns)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    def geometric(last: float) -> Tensor:
+        values = torch.logspace(0, last, side, dtype=torch.float64)
+        return with_singular_values(values, rows, columns, generator)
+
+    harmonic = torch.arange(1, side + 1).double() ** -1
+    return {
+        "gaussian": normal(rows, columns),
+        "condition 1e1": geometric(-1),
+        "condition 1e3": geometric(-3),
+        "condition 1e6": geometric(-6),
+        "harmonic": with_singular_values(harmonic, rows, columns, generator),
+        "half rank": normal(rows, side // 2) @ normal(side // 2, columns),
+        "sixth rank": normal(rows, side // 6) @ normal(side // 6, columns),
+        "almost full rank": normal(rows, side - 20) @ normal(side - 20, columns),
+        "rank eight": normal(rows, 8) @ normal(8, columns),
+        "rank one": normal(rows, 1) @ normal(1, columns),
+        "rank one in noise": normal(rows, 1) @ normal(1, columns) + 0.01 * normal(rows, columns),
+        "dead rows": normal(rows, columns) * (torch.arange(rows) % 4 > 0)[:, None],
+        "student's t": normal(rows, columns)
+        / torch.empty(rows, columns).exponential_(generator=generator).sqrt(),
+        "cauchy": torch.empty(rows, columns).cauchy_(generator=generator),
+    }
+
+
+def exact(matrix: Tensor, triples) -> Tensor:
+    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    values = values / values.norm()
+    for a, b, c in triples:
+        values = values * (a + values**2 * (b + values**2 * c))
+    return left @ torch.diag(values) @ right
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    return ((found.double() - wanted).norm() / wanted.norm()).item()
+
+
+SHAPES = [(256, 256), (264, 704), (704, 264), (528, 528)]
+
+
+# ROOT's calibrated triple for 2048 x 3072 stands for those of all shapes. Steps with steeper slopes
+# amplify every rounding more.
+POLYNOMIALS = {
+    "muon": (schedule("muon", 5), BFLOAT16),
+    "adanewton": (((2.909, -3.810, 1.860),) * 5, BFLOAT16),
+    "polar_express": (schedule("polar_express", 5), 4 * BFLOAT16),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("polynomial", POLYNOMIALS)
+def test_bfloat16_products_on_a_cpu_stay_within_their_promise(shape, polynomial):
+    triples, limit = POLYNOMIALS[polynomial]
+    for name, matrix in spectra(*shape).items():
+        found = matrix.clone()
+        orthogonalize_bfloat16_([found], triples)
+        assert distance(found, exact(matrix, triples)) < limit, name
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (264, 704)])
+def test_bfloat16_products_with_float32_accumulators_stay_within_their_promise(shape):
+    """What runs on a GPU, with its accumulators emulated."""
+    triples = schedule("muon", 5)
+    names, matrices = zip(*spectra(*shape).items(), strict=True)
+    batch = iterate_batch(normalize(torch.stack(matrices), 1e-7), triples)
+    for name, matrix, found in zip(names, matrices, batch, strict=True):
+        # A few entries hold all of a Cauchy matrix, and each is rounded at every step.
+        limit = 1.5 * BFLOAT16 if name == "cauchy" else BFLOAT16
+        assert distance(found, exact(matrix, triples)) < limit, name
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (264, 704), (704, 264)])
+def test_float32_products_stay_within_their_promise(shape):
+    triples = schedule("muon", 5)
+    for name, matrix in spectra(*shape).items():
+        # Below a rank of about 1/16 rounding of single products shows: 2e-5 for rank eight.
+        limit = 2e-4 if name in ("rank eight", "rank one", "rank one in noise") else FLOAT32
+        found = orthogonalize(matrix, triples)
+        assert distance(found, exact(matrix, triples)) < limit, name
+
+
+def test_usual_bfloat16_steps_are_far_from_the_polynomial_for_low_rank():
+    """Why this module exists: the same spectrum, every intermediate rounded."""
+    triples = schedule("muon", 5)
+    matrix = spectra(256, 256)["rank eight"]
+    usual = orthogonalize(matrix.bfloat16(), triples)
+    assert distance(usual, exact(matrix, triples)) > 0.2
+
+
+def test_zero_and_tiny_matrices_stay_finite():
+    triples = schedule("muon", 5)
+    for value in (0.0, 1e-20):
+        matrix = torch.full((256, 300), value)
+        orthogonalize_bfloat16_([matrix], triples)
+        assert torch.isfinite(matrix).all()
+        batch = iterate_batch(torch.full((1, 256, 300), value), triples)
+        assert torch.isfinite(batch).all()
+
+
+def test_small_matrices_and_lists_are_done_one_by_one():
+    generator = torch.Generator().manual_seed(1)
+    for shape in ((5, 9), (256, 256)):
+        matrices = [torch.randn(shape, generator=generator) for _ in range(3)]
+        wanted = [exact(matrix, schedule("muon", 5)) for matrix in matrices]
+        orthogonalize_bfloat16_(matrices, schedule("muon", 5))
+        assert all(
+            distance(one, other) < BFLOAT16 for one, other in zip(matrices, wanted, strict=True)
+        )
