@@ -31,6 +31,32 @@ class ComparisonEvidence(Spec):
     )
 
 
+class LabelEvidence(Spec):
+    """The paired difference of two values of a label, for example of two sets of coefficients."""
+
+    experiment: str
+    metric: str
+    label: str = Field(description="the label that tells the two sides apart")
+    compare: tuple[str, str] = Field(description="first and second value of the label")
+    where: dict[str, Any] = Field(default_factory=dict, description="as in ValueEvidence")
+    each: list[str] = Field(
+        default_factory=list, description="factors and labels of whose values each gets a row"
+    )
+    claimed: Literal["first_lower", "first_higher"]
+
+
+class ConditionEvidence(Spec):
+    """The paired difference of one optimizer between two experiments on equal seeds."""
+
+    experiments: tuple[str, str] = Field(description="first and second condition")
+    metric: str
+    optimizer: str
+    claimed: Literal["first_lower", "first_higher"]
+
+
+OrderingEvidence = ComparisonEvidence | LabelEvidence | ConditionEvidence
+
+
 class Claim(Spec):
     """One published statement.
 
@@ -49,7 +75,7 @@ class Claim(Spec):
     low: float | None = Field(None, description="smallest value that a bound allows")
     high: float | None = Field(None, description="largest value that a bound allows")
     scale: str = Field("any", description="the scale at which the claim was made")
-    evidence: ValueEvidence | ComparisonEvidence | None = None
+    evidence: ValueEvidence | OrderingEvidence | None = None
     nothing: str | None = Field(None, description="why there is no evidence to be had here")
 
     @model_validator(mode="after")
@@ -62,8 +88,17 @@ class Claim(Spec):
         if self.rule == "bound" and self.evidence and self.low is None and self.high is None:
             raise ValueError("rule bound needs `low` or `high`")
         if self.rule == "ordering" and isinstance(self.evidence, ValueEvidence):
-            raise ValueError("rule ordering needs evidence with `compare` and `claimed`")
+            raise ValueError("rule ordering needs evidence with two sides and `claimed`")
         return self
+
+    @property
+    def experiments(self) -> tuple[str, ...]:
+        """The experiments whose records bear on the claim."""
+        if self.evidence is None:
+            return ()
+        if isinstance(self.evidence, ConditionEvidence):
+            return self.evidence.experiments
+        return (self.evidence.experiment,)
 
 
 ClaimId = Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)+$")]
@@ -80,8 +115,8 @@ def load_claims(path: Path) -> dict[str, Claim]:
     for name, data in read_yaml(path).items():
         validate(ClaimId, name, f"{path}: {name}")
         claims[name] = claim = validate(Claim, data, f"{path}: {name}")
-        experiment = claim.evidence.experiment if claim.evidence else None
-        if experiment is not None and experiment not in known:
-            raise UserError(f"{path}: {name}.evidence.experiment: found '{experiment}'"
-                            f"{closest(experiment, known)}")  # fmt: skip
+        for experiment in claim.experiments:
+            if experiment not in known:
+                raise UserError(f"{path}: {name}.evidence.experiment: found '{experiment}'"
+                                f"{closest(experiment, known)}")  # fmt: skip
     return claims

@@ -1,6 +1,5 @@
 """The ledger: every published claim beside what was found, with a computed verdict."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,10 +7,17 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from harness.config.claims_schema import Claim, ComparisonEvidence, ValueEvidence, load_claims
+from harness.config.claims_schema import (
+    Claim,
+    ComparisonEvidence,
+    ConditionEvidence,
+    LabelEvidence,
+    ValueEvidence,
+    load_claims,
+)
 from harness.files import write_atomically
-from harness.records.statistics import Estimate, mean_over_seeds
-from harness.reporting.results import Results, Sweep
+from harness.records.statistics import Estimate, mean_over_seeds, paired_difference
+from harness.reporting.results import Results, Sweep, label
 
 Verdict = Literal["reproduced", "direction reproduced", "unresolved", "contradicted", "not run"]
 VERDICTS: tuple[Verdict, ...] = (
@@ -51,14 +57,15 @@ def judge(name: str, claim: Claim, results: Results) -> Iterator[dict[str, Any]]
         verdict = verdict_of(claim, estimate, results.scale)
         yield _row(name, claim, results, verdict, estimate, where)
     if not found:
-        waiting = f"experiment {claim.evidence.experiment}" if claim.evidence else ""
+        waiting = "experiment " + " and ".join(claim.experiments) if claim.evidence else ""
         yield _row(name, claim, results, "not run", None, claim.nothing or waiting)
 
 
 def verdict_of(claim: Claim, estimate: Estimate, scale: str) -> Verdict:
     """Return the verdict on a claim, given what was found at ``scale``."""
     if claim.rule == "ordering":
-        assert isinstance(claim.evidence, ComparisonEvidence)
+        assert claim.evidence is not None
+        assert not isinstance(claim.evidence, ValueEvidence)
         sign = -1 if claim.evidence.claimed == "first_lower" else 1
         return _ordering(sign, estimate, at_published_scale=claim.scale in ("any", scale))
     if claim.rule == "value" and claim.scale != scale:
@@ -83,10 +90,15 @@ def _ordering(sign: int, estimate: Estimate, *, at_published_scale: bool) -> Ver
 
 
 def _found(claim: Claim, results: Results) -> Iterator[tuple[str, Estimate]]:
-    if isinstance(claim.evidence, ComparisonEvidence):
-        yield from _comparisons(claim.evidence, results)
-    elif isinstance(claim.evidence, ValueEvidence):
-        yield from _values(claim.evidence, results)
+    match claim.evidence:
+        case ComparisonEvidence() as evidence:
+            yield from _comparisons(evidence, results)
+        case LabelEvidence() as evidence:
+            yield from _label_comparisons(evidence, results)
+        case ConditionEvidence() as evidence:
+            yield from _conditions(evidence, results)
+        case ValueEvidence() as evidence:
+            yield from _values(evidence, results)
 
 
 def _comparisons(evidence: ComparisonEvidence, results: Results) -> Iterator[tuple[str, Estimate]]:
@@ -97,22 +109,61 @@ def _comparisons(evidence: ComparisonEvidence, results: Results) -> Iterator[tup
             yield f"{first} - {second}, {evidence.metric}, {sweep.name}", difference
 
 
+def _label_comparisons(evidence: LabelEvidence, results: Results) -> Iterator[tuple[str, Estimate]]:
+    rows = _matching(evidence.experiment, evidence.metric, evidence.where, results)
+    rows = rows.assign(side=label(rows, evidence.label))
+    for name in evidence.each:
+        if name not in FACTORS:
+            rows = rows.assign(**{name: label(rows, name)})
+    # Without any key to tell rows apart, all of them are one group.
+    for key, group in rows.groupby(evidence.each or (lambda _: ""), sort=True):
+        means = group.groupby(["side", "seed"])["value"].mean()
+        first, second = ({int(seed): float(value) for seed, value in means[side].items()}
+                         if side in means else {} for side in evidence.compare)  # fmt: skip
+        difference = paired_difference(first, second)
+        if difference is not None:
+            place = " x ".join(map(str, key)) if evidence.each else evidence.experiment
+            where = ", ".join([*map(str, evidence.where.values()), place])
+            yield f"{' - '.join(evidence.compare)}, {evidence.metric}, {where}", difference
+
+
+def _conditions(evidence: ConditionEvidence, results: Results) -> Iterator[tuple[str, Estimate]]:
+    first, second = evidence.experiments
+    for one in _sweeps(results, first):
+        for other in _sweeps(results, second):
+            if (one.model, one.dataset) != (other.model, other.dataset):
+                continue
+            difference = paired_difference(*(
+                sweep.final(evidence.metric, evidence.optimizer) for sweep in (one, other)
+            ))  # fmt: skip
+            if difference is not None:
+                place = f"{one.model}, {one.dataset}"
+                yield (
+                    f"{first} - {second}, {evidence.optimizer}, {evidence.metric}, {place}",
+                    difference,
+                )
+
+
 def _sweeps(results: Results, experiment: str) -> Iterable[Sweep]:
     return (sweep for sweep in results.sweeps() if sweep.experiment == experiment)
 
 
+def _matching(
+    experiment: str, metric: str, where: dict[str, Any], results: Results
+) -> pd.DataFrame:
+    rows = results.of(experiment)
+    rows = rows[(rows["metric"] == metric) & (rows["role"] != "tuning")]
+    for key, wanted in where.items():
+        values = rows[key] if key in FACTORS else label(rows, key)
+        rows = rows[values == wanted]
+    return rows
+
+
 def _values(evidence: ValueEvidence, results: Results) -> Iterator[tuple[str, Estimate]]:
-    rows = results.of(evidence.experiment)
-    rows = rows[(rows["metric"] == evidence.metric) & (rows["role"] != "tuning")]
-    for key, wanted in evidence.where.items():
-        if key in FACTORS:
-            rows = rows[rows[key] == wanted]
-        else:
-            rows = rows[
-                rows["labels"].map(lambda text, k=key, w=wanted: json.loads(text).get(k) == w)
-            ]
+    rows = _matching(evidence.experiment, evidence.metric, evidence.where, results)
     if not rows.empty:
-        last = rows.sort_values("step", na_position="first").groupby("run_id")["value"].last()
+        ordered = rows.sort_values("step", na_position="first")
+        last = ordered.groupby(["run_id", "seed"], dropna=False)["value"].last()
         yield f"{evidence.metric}, {evidence.experiment}", mean_over_seeds(list(last))
 
 
@@ -140,7 +191,7 @@ def _command(claim: Claim, results: Results) -> str:
     """Return what to type to get evidence, and what it costs."""
     if claim.evidence is None:
         return ""
-    experiment = claim.evidence.experiment
+    experiment = claim.experiments[0]
     elsewhere = results.plan["elsewhere"].get(experiment)
     here = results.plan["experiments"].get(experiment)
     entry = here if here and claim.rule != "value" else elsewhere or here

@@ -1,13 +1,17 @@
 import csv
+import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from harness.config.base import validate
 from harness.config.claims_schema import Claim, load_claims
 from harness.errors import UserError
 from harness.records.statistics import Estimate
-from harness.reporting.claims import COLUMNS, VERDICTS, verdict_of, write_claims
+from harness.records.store import RECORD_COLUMNS, RUN_COLUMNS, write_table
+from harness.reporting.claims import COLUMNS, VERDICTS, judge, verdict_of, write_claims
+from harness.reporting.results import Results
 
 LEDGER = Path(__file__).parents[2] / "config" / "claims.yaml"
 BASE = {"source": "paper, table 1", "claim": "It is so.", "reported": "1"}
@@ -62,7 +66,7 @@ def test_closed_forms_and_bounds():
     [
         ({"rule": "exact", "evidence": VALUE}, "needs `value` and `tolerance`"),
         ({"rule": "ordering"}, "needs either `evidence` or `nothing`"),
-        ({"rule": "ordering", "evidence": VALUE}, "needs evidence with `compare`"),
+        ({"rule": "ordering", "evidence": VALUE}, "needs evidence with two sides"),
         ({"rule": "bound", "evidence": VALUE}, "needs `low` or `high`"),
         ({"rule": "exact", "nothing": "x", "tolerence": 1}, "unknown key 'tolerence'.*'tolerance'"),
     ],
@@ -95,3 +99,60 @@ def test_every_row_has_a_verdict_and_what_is_not_run_says_why(results_folder, tm
     for row in rows:
         if row["verdict"] == "not run":
             assert row["evidence"]
+
+
+def record(**fields) -> dict:
+    labels = json.dumps(fields.pop("labels", {}))
+    return {"role": "compute", "run_id": "r", "unit": "1", "labels": labels} | fields
+
+
+def results_of(tmp_path, records: list[dict], runs: list[dict], experiments: dict) -> Results:
+    write_table(pd.DataFrame(records), RECORD_COLUMNS, tmp_path / "records.parquet")
+    write_table(pd.DataFrame(runs), RUN_COLUMNS, tmp_path / "runs.parquet")
+    plan = {"scale": "smoke", "elsewhere": {}, "experiments": experiments}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    return Results(tmp_path)
+
+
+def test_two_values_of_a_label_are_compared_draw_by_draw(tmp_path):
+    noise = {1: 0.3, 2: -0.3, 3: 0.05}
+    records = [
+        record(experiment="precision", metric="error", seed=seed,
+               value=level + noise[seed] + 0.001 * seed * (side == "fitted"),
+               labels={"rows": rows, "side": side, "kind": "k"})
+        for rows, gap in ((8, 0.1), (16, -0.1))
+        for side, level in (("fixed", 1.0), ("fitted", 1.0 - gap))
+        for seed in noise
+    ]  # fmt: skip
+    records.append(record(experiment="precision", metric="error", seed=1, value=9.0,
+                          labels={"rows": 8, "side": "fixed", "kind": "other"}))  # fmt: skip
+    evidence = {"experiment": "precision", "metric": "error", "label": "side",
+                "compare": ["fitted", "fixed"], "where": {"kind": "k"}, "each": ["rows"],
+                "claimed": "first_lower"}  # fmt: skip
+    results = results_of(tmp_path, records, [], {})
+    rows = list(judge("a.b", claim(rule="ordering", evidence=evidence), results))
+    # The gap between the sides is far smaller than the spread of the draws, but they are paired.
+    assert [row["measured"] for row in rows] == pytest.approx([-0.098, 0.102])
+    assert [row["verdict"] for row in rows] == ["reproduced", "contradicted"]
+    assert [row["evidence"].rsplit(", ", 1)[1] for row in rows] == ["8", "16"]
+
+
+def test_one_optimizer_is_compared_between_two_conditions(tmp_path):
+    runs, records = [], []
+    for experiment, extra in (("noisy", 0.5), ("clean", 0.0)):
+        for seed in range(3):
+            run = {"experiment": experiment, "run_id": f"{experiment}{seed}", "role": "reporting",
+                   "model": "m", "dataset": "d", "optimizer": "muon", "seed": seed}  # fmt: skip
+            runs.append(run | {"status": "completed", "spec": "{}", "environment": "{}"})
+            loss = 3.0 + seed + extra + 0.01 * seed * extra
+            records.append(run | {"metric": "test/loss", "step": 5, "value": loss, "unit": "nats",
+                                  "labels": "{}"})  # fmt: skip
+    results = results_of(tmp_path, records, runs, {})
+    evidence = {"experiments": ["noisy", "clean"], "metric": "test/loss", "optimizer": "muon",
+                "claimed": "first_higher"}  # fmt: skip
+    [row] = judge("a.b", claim(rule="ordering", evidence=evidence), results)
+    assert row["measured"] == pytest.approx(0.505)
+    assert row["verdict"] == "reproduced"
+    reverse = evidence | {"optimizer": "adamw"}
+    [row] = judge("a.b", claim(rule="ordering", evidence=reverse), results)
+    assert (row["verdict"], row["evidence"]) == ("not run", "experiment noisy and clean")
