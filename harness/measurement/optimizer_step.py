@@ -10,15 +10,21 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 WARMUP_ROUNDS = 2
+
+
+def gaussian_gradient(parameter: Tensor, generator: torch.Generator) -> Tensor:
+    """Return independent standard normal entries."""
+    return torch.empty_like(parameter).normal_(generator=generator)
 
 
 def time_optimizer_steps(
     optimizers: Mapping[str, Callable[[nn.Module], Any]],
     model: nn.Module,
     rounds: int,
+    draw: Callable[[Tensor, torch.Generator], Tensor] = gaussian_gradient,
 ) -> list[dict[str, Any]]:
     """Return the time of one step per optimizer and round, as records.
 
@@ -26,8 +32,9 @@ def time_optimizer_steps(
         optimizers: Builders by name; each gets its own copy of the parameters.
         model: Supplies parameters, their roles and the device.
         rounds: Timed rounds, after untimed ones that pay for allocation and compilation.
+        draw: Returns a gradient for a parameter; gradients stay the same over all rounds.
     """
-    built = {name: _prepare(build, model) for name, build in optimizers.items()}
+    built = {name: prepare_step(build, model, draw) for name, build in optimizers.items()}
     records = []
     for round_ in range(-WARMUP_ROUNDS, rounds):
         for name, step in built.items():
@@ -39,12 +46,16 @@ def time_optimizer_steps(
     return records
 
 
-def _prepare(build: Callable[[nn.Module], Any], model: nn.Module) -> Callable[[], None]:
-    """Return a function that takes one step with random gradients that stay the same."""
+def prepare_step(
+    build: Callable[[nn.Module], Any],
+    model: nn.Module,
+    draw: Callable[[Tensor, torch.Generator], Tensor] = gaussian_gradient,
+) -> Callable[[], None]:
+    """Return a function that takes one optimizer step on a copy of ``model``."""
     own = deepcopy(model)
     generator = torch.Generator(next(own.parameters()).device).manual_seed(0)
     for parameter in own.parameters():
-        parameter.grad = torch.empty_like(parameter).normal_(generator=generator)
+        parameter.grad = draw(parameter, generator)
     return build(own).step
 
 
