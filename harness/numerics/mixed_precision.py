@@ -7,7 +7,7 @@ update itself for low rank. Here one step X <- aX + PX, with P = bG + cG^2 and G
 float32 and rounds only what is multiplied, H = bf16(X). What rounding could still spoil is kept
 small by splitting off multiples of the identity, which are applied in float32:
 
-- G = g I + G' with g the mean of its diagonal, so that the diagonal does not swamp the rest;
+- G = g I + G' with g about the mean of its diagonal, so that this does not swamp the rest;
 - P H = w H + (P - w I) H with w the value of P at the energy-weighted mean eigenvalue of G, so that
   the product that is rounded vanishes where most of X is;
 - the rounding error X - H sees P as about t: w where the spectrum is flat, 0 where P acts on
@@ -140,32 +140,33 @@ class CpuIteration:
         self.h.copy_(x)
         side = len(self.gram)
         for step, triple in enumerate(triples):
-            mean = max(_energy(x), _TINY) / side
-            self._gram(mean)
+            energy = max(_energy(x), _TINY)
+            split = _split_point(energy / side)
+            self._gram(split)
             self.square.copy_(self.gram)
             row_squares = torch.linalg.vecdot(self.square, self.square)
-            squares = row_squares.sum().item() + side * mean * mean
-            if step == 0 and side * mean * mean >= self.flat * squares:
-                self._run_flat(triples, mean)
+            # Of G = split I + G', with tr G' = energy - side split.
+            squares = row_squares.sum().item() + split * (2 * energy - side * split)
+            if step == 0 and energy * energy >= self.flat * side * squares:
+                self._run_flat(triples, split)
                 x.copy_(self.h)
                 return
             later = math.prod(following[0] for following in triples[step + 1 :])
-            self._step(x, triple, later, mean, squares, row_squares)
+            weighted, tolerated = _splits(energy, squares, side, triple, later)
+            self._step(x, triple, later, split, row_squares, weighted, tolerated)
             self.h.copy_(x)
 
     def _step(
-        self, x: Tensor, triple: Triple, later: float, mean: float, squares: float,
-        row_squares: Tensor,
+        self, x: Tensor, triple: Triple, later: float, split: float, row_squares: Tensor,
+        weighted: float, tolerated: float,
     ) -> None:  # fmt: skip
-        a, b, c = triple
-        weighted, tolerated = _splits(len(self.gram) * mean, squares, len(self.gram), triple, later)
-        self._symmetric(self.gram, self.gram, b + 2 * c * mean, c, self.p)
-        shift = b * mean + c * mean * mean - weighted
-        exact = self.square.diagonal() * (b + 2 * c * mean) + row_squares * c + shift
+        slope, constant = _around(split, triple)
+        self._symmetric(self.gram, self.gram, slope, triple[2], self.p)
+        exact = self.square.diagonal() * slope + row_squares * triple[2] + (constant - weighted)
         diagonal = self.p.diagonal()
         diagonal.copy_(exact)
         of_h = exact - diagonal + (weighted - tolerated)
-        x.mul_(a + tolerated)
+        x.mul_(triple[0] + tolerated)
         x.addcmul_(self.wide.copy_(self.h), of_h if self.tall else of_h[:, None])
         self._multiply(self.product, 0.0)
         x.add_(self.wide.copy_(self.product))
@@ -173,19 +174,21 @@ class CpuIteration:
             self._multiply(self.product, -1.0)
             x.add_(self.wide.copy_(self.product))
 
-    def _run_flat(self, triples: Sequence[Triple], mean: float) -> None:
+    def _run_flat(self, triples: Sequence[Triple], split: float) -> None:
         """Take plain bfloat16 steps on ``h``, whose first Gram matrix is there already."""
-        for step, (a, b, c) in enumerate(triples):
+        for step, triple in enumerate(triples):
             if step:
-                mean = _energy(self.wide.copy_(self.h)) / len(self.gram)
-                self._gram(mean)
-            self._symmetric(self.gram, self.gram, b + 2 * c * mean, c, self.p)
-            self._multiply(self.h, a + b * mean + c * mean * mean)
+                split = _split_point(_energy(self.wide.copy_(self.h)) / len(self.gram))
+                self._gram(split)
+            slope, constant = _around(split, triple)
+            self._symmetric(self.gram, self.gram, slope, triple[2], self.p)
+            self._multiply(self.h, triple[0] + constant)
             self.h, self.product = self.product, self.h
 
-    def _gram(self, mean: float) -> None:
+    def _gram(self, split: float) -> None:
+        """Set ``gram`` to H H^T - split I."""
         rows = self.h.T if self.tall else self.h
-        self._symmetric(rows, self.minus_identity, mean, 1.0, self.gram)
+        self._symmetric(rows, self.minus_identity, split, 1.0, self.gram)
 
     def _multiply(self, addend: Tensor, beta: float) -> None:
         """Set ``product`` to P H + beta addend."""
@@ -211,6 +214,20 @@ class CpuIteration:
 def _block_rows(side: int) -> int:
     """Return into how many block rows a symmetric product is cut; small blocks are slow."""
     return 1 if side < 512 else 3 if side < 1024 else 4
+
+
+def _split_point(mean: float) -> float:
+    """Return g near the mean of G's diagonal, from few values.
+
+    oneDNN compiles a kernel for every factor that a product is scaled by.
+    """
+    return round(8 * mean) / 8
+
+
+def _around(split: float, triple: Triple) -> tuple[float, float]:
+    """Return slope and constant of b G + c G^2 = constant I + slope G' + c G'^2."""
+    _, b, c = triple
+    return b + 2 * c * split, split * (b + c * split)
 
 
 def _energy(x: Tensor) -> float:
