@@ -1,4 +1,6 @@
-"""How well ROOT's coefficients orthogonalise each matrix shape, against Muon's."""
+"""How well calibrated coefficients orthogonalise each matrix shape, against Muon's."""
+
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -10,8 +12,10 @@ ORDER = 60
 TITLE = "Orthogonalisation error by matrix shape"
 CAPTION = (
     "Relative Frobenius error after all Newton-Schulz steps on Gaussian matrices of each shape: "
-    "one fixed triple for all shapes (Muon) against one per shape (ROOT's AdaNewton)."
+    "one fixed triple for all shapes (Muon) against one per shape (ROOT's AdaNewton). Optimizers "
+    "with the same coefficients are shown once."
 )
+MARKERS = ("D", "o", "^", "v")
 
 
 def draw(results: Results) -> dict[str, tuple[str, Figure]]:
@@ -20,15 +24,21 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     if records.empty:
         return {}
     frame = records.assign(rows=label(records, "rows"), columns=label(records, "columns"))
-    wide = frame.pivot_table(index=["rows", "columns"], columns="metric", values="value")
-    names = [f"{rows} x {columns}" for rows, columns in wide.index]
+    shapes = ["rows", "columns"]
+    errors = frame[frame["metric"] == "calibration/error"].pivot_table(
+        index=shapes, columns="optimizer", values="value"
+    )
+    errors = errors[[name for name in results.optimizers if name in errors]]
+    errors = errors.T.drop_duplicates().T.astype(float)
+    muon = frame[frame["metric"] == "calibration/error_muon"].groupby(shapes)["value"].first()
+    names = [f"{rows} x {columns}" for rows, columns in errors.index]
     colour = colours(results.optimizers)
     figure, ax = plt.subplots(figsize=(WIDTH, 0.9 + 0.32 * len(names)))
     places = range(len(names))
-    ax.hlines(places, wide["calibration/error"], wide["calibration/error_muon"], color="0.7")
-    for metric, name, marker in (("error_muon", "muon", "s"), ("error", "root", "D")):
-        ax.plot(wide[f"calibration/{metric}"], places, marker, label=name,
-                color=colour.get(name, "black"))  # fmt: skip
+    ax.hlines(places, errors.min(axis=1), muon.astype(float), color="0.7")
+    ax.plot(muon, places, "s", label="muon", color=colour.get("muon", "black"))
+    for name, marker in zip(errors, cycle(MARKERS), strict=False):
+        ax.plot(errors[name], places, marker, label=name, color=colour[name])
     ax.set_yticks(places, names)
     ax.set(xlabel="relative error", ylabel="matrix")
     ax.margins(y=0.1)

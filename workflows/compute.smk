@@ -3,6 +3,7 @@
 
 rule measure:
     input:
+        needs=needs,
         after=after,
     output:
         "results/{scale}/jobs/measure/{job}.json",

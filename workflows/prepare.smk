@@ -26,6 +26,9 @@ rule prepare:
 
 
 rule calibrate:
+    input:
+        needs=needs,
+        after=after,
     output:
         "results/{scale}/jobs/calibrate/{job}.json",
     log:

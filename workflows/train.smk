@@ -1,5 +1,5 @@
-# Tuning trials, reported runs and their evaluation. The only output of a job is its final summary:
-# run folders with checkpoints live in results/runs, which Snakemake never owns.
+# Tuning trials, reported runs, what they recorded and their evaluation. The only output of a job is
+# its final summary: run folders with checkpoints live in results/runs, which Snakemake never owns.
 
 
 rule tune:
@@ -28,6 +28,18 @@ rule train:
     threads: PLAN.catalog.scale.threads
     resources:
         gpu=gpus,
+    shell:
+        JOB
+
+
+rule precision:
+    input:
+        needs=needs,
+        after=after,
+    output:
+        "results/{scale}/jobs/precision/{job}.json",
+    log:
+        "results/{scale}/logs/precision/{job}.log",
     shell:
         JOB
 

@@ -42,10 +42,13 @@ class Catalog:
     experiments: dict[str, Any]
 
     def optimizers_of(self, experiment: TrainExperiment | MeasureExperiment) -> list[str]:
-        """Return the names that ``optimizers: all`` stands for, or the list as given."""
-        if experiment.optimizers == "all":
-            return [name for name, entry in self.optimizers.items() if entry.variant_of is None]
-        return list(experiment.optimizers)
+        """Return the optimizers of ``experiment``, each once, with ``all`` spelled out."""
+        listed = experiment.optimizers
+        bases = [name for name, entry in self.optimizers.items() if entry.variant_of is None]
+        names: list[str] = []
+        for name in [listed] if isinstance(listed, str) else listed:
+            names += bases if name == "all" else [name]
+        return list(dict.fromkeys(names))
 
 
 def load_catalog(folder: Path, scale_name: str) -> Catalog:
@@ -130,9 +133,11 @@ def _check_references(
     if isinstance(experiment, ComputeExperiment):
         return
     optimizers = catalog.optimizers_of(experiment)
-    _known(optimizers, catalog.optimizers, f"{where}: optimizers")
+    _known(optimizers, [*catalog.optimizers, "all"], f"{where}: optimizers")
     _known([experiment.baseline], optimizers, f"{where}: baseline")
     _known(experiment.models, catalog.models, f"{where}: models")
+    for name in optimizers:
+        _check_recording(catalog, name, experiment.models)
     if isinstance(experiment, TrainExperiment):
         _known(experiment.datasets, catalog.datasets, f"{where}: datasets")
         _check_task(catalog, experiment, where)
@@ -143,6 +148,24 @@ def _known(names: list[str], valid: Any, where: str) -> None:
     for name in names:
         if name not in valid:
             raise UserError(f"{where}: found '{name}'{closest(name, valid)}")
+
+
+def _check_recording(catalog: Catalog, name: str, models: list[str]) -> None:
+    recording = catalog.optimizers[name].recording
+    if recording is None:
+        return
+    where = f"{catalog.folder}/optimizers.yaml: {name}.calibration.recording"
+    trained = {n: e for n, e in catalog.experiments.items() if isinstance(e, TrainExperiment)}
+    _known([recording.experiment], trained, f"{where}.experiment")
+    experiment = trained[recording.experiment]
+    _known([recording.optimizer], catalog.optimizers_of(experiment), f"{where}.optimizer")
+    _known(models, experiment.models, f"{where}.experiment: models of '{recording.experiment}'")
+    if experiment.training.recording_interval is None:
+        raise UserError(f"{where}.experiment: found '{recording.experiment}', expected an "
+                        "experiment with training.recording_interval")  # fmt: skip
+    if catalog.optimizers[recording.optimizer].recording is not None:
+        raise UserError(f"{where}.optimizer: found '{recording.optimizer}', expected an optimizer "
+                        "that is not itself calibrated on recorded matrices")  # fmt: skip
 
 
 def _check_task(catalog: Catalog, experiment: TrainExperiment, where: str) -> None:

@@ -45,6 +45,14 @@ class Augmentation(Spec):
     cutout: NonNegativeInt = Field(0, description="side of a square set to the mean colour")
 
 
+class GradientOutliers(Spec):
+    """Heavy-tailed outliers added to random entries of every gradient, before it is clipped."""
+
+    fraction: float = Field(gt=0, lt=1, description="share of the entries of each gradient")
+    scale: PositiveFloat = Field(description="multiples of the root mean square of that gradient")
+    distribution: Literal["normal", "laplace", "cauchy"]
+
+
 class Training(Spec):
     """How one run is trained; the same for every optimizer of an experiment."""
 
@@ -54,6 +62,9 @@ class Training(Spec):
     accumulation: PositiveInt = Field(1, description="micro-batches per optimizer step")
     schedule: Annotated[WarmupCosine | WarmupStableDecay, Field(discriminator="kind")]
     gradient_clip: PositiveFloat | None = Field(None, description="largest global gradient norm")
+    gradient_outliers: GradientOutliers | None = Field(
+        None, description="added to the gradients before they are clipped; none: left alone"
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16: autocast with float32 weights"
     )
@@ -61,6 +72,10 @@ class Training(Spec):
     evaluation_interval: PositiveInt = Field(description="steps between validation losses")
     evaluation_batches: PositiveInt | None = Field(
         None, description="batches of the validation and test split; none: all of it"
+    )
+    recording_interval: PositiveInt | None = Field(
+        None,
+        description="steps between records of what reported runs orthogonalise; language only",
     )
     augmentation: Augmentation | None = Field(None, description="images only")
     label_smoothing: NonNegativeFloat = Field(0.0, lt=1, description="images only")
@@ -106,7 +121,8 @@ class TrainExperiment(Spec):
     question: str
     task: Literal["language", "images"]
     optimizers: Literal["all"] | list[str] = Field(
-        description="`all`: every entry of config/optimizers.yaml that is not a variant"
+        description="names; `all`, alone or in the list: every entry of config/optimizers.yaml "
+        "that is not a variant"
     )
     baseline: str = Field(description="the optimizer that differences are taken against")
     models: list[str] = Field(min_length=1)
@@ -122,6 +138,8 @@ class TrainExperiment(Spec):
             raise ValueError("training.sequence_length is needed for task language, and only there")
         if language and (self.training.augmentation or self.training.label_smoothing):
             raise ValueError("training.augmentation and label_smoothing are for task images only")
+        if self.training.recording_interval and not language:
+            raise ValueError("training.recording_interval is for task language only")
         if self.evaluation and not language:
             raise ValueError("evaluation (lm-eval) is for task language only")
         return self

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 from harness.config.base import Spec
 
@@ -20,6 +20,24 @@ class Tune(Spec):
     lr: list[PositiveFloat] = Field(min_length=2, description="learning rates to try")
 
 
+class Recording(Spec):
+    """Runs that record what they orthogonalise: the reporting seeds of one optimizer."""
+
+    experiment: str = Field(description="a train experiment with `training.recording_interval`")
+    optimizer: str = Field(description="one of its optimizers, an orthogonalising one")
+
+
+class CalibrationOptions(BaseModel):
+    """Options of a calibration; the plan only has to know which other runs it needs.
+
+    The rest is for ``harness.optimizers.calibration.Calibration``, which refuses unknown keys.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    recording: Recording | None = None
+
+
 class OptimizerEntry(Spec):
     """One optimizer: its class, its arguments and the parameters that it takes."""
 
@@ -29,11 +47,16 @@ class OptimizerEntry(Spec):
     )
     arguments: dict[str, Any] = Field(default_factory=dict, description="keyword arguments")
     companion: Companion | None = Field(None, description="needed with `parameters: matrices`")
-    calibration: dict[str, Any] | None = Field(
+    calibration: CalibrationOptions | None = Field(
         None, description="how AdaNewton coefficients are found for shapes without published ones"
     )
     tune: Tune
     variant_of: str | None = Field(None, description="the entry that this one inherits from")
+
+    @property
+    def recording(self) -> Recording | None:
+        """The runs whose matrices its coefficients are fitted to."""
+        return None if self.calibration is None else self.calibration.recording
 
     @model_validator(mode="before")
     @classmethod

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from harness.jobs.context import Context
-from harness.plan.expand import Job
+from harness.plan.job import Job
 
 _STAGES = {
     "check": "check.check",
@@ -13,6 +13,7 @@ _STAGES = {
     "tune": "train.tune",
     "train": "train.train",
     "evaluate": "evaluate.evaluate",
+    "precision": "precision.precision",
     "measure": "measure.measure",
     "compute": "compute.compute",
 }

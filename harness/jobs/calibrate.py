@@ -1,46 +1,38 @@
-"""The job that finds AdaNewton coefficients for every matrix shape of the scale's models."""
+"""The jobs that find AdaNewton coefficients for every matrix shape of the scale's models."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from harness.config.base import validate
-from harness.config.model_schema import ModelSpec
+from harness.config.optimizer_schema import Recording
 from harness.jobs.context import Context
-from harness.models import build_model
+from harness.jobs.matrices import hidden_matrices, recorded_spectra
 from harness.numerics.orthogonalization import Triple
-from harness.optimizers import route_parameters
-from harness.optimizers.calibration import Coefficients, resolve_coefficients
-from harness.plan.expand import Job
-
-# Vocabulary of the byte tokenizer: hidden matrices do not depend on it.
-BYTES = 257
+from harness.optimizers.calibration import Calibration, Coefficients, Shape, resolve_coefficients
+from harness.plan.job import Job
 
 
-def matrix_shapes(model_spec: Any) -> list[tuple[int, int]]:
-    """Return the sorted (smaller, larger) shapes of a model's hidden matrices.
+def find_coefficients(
+    model: str, calibration: Mapping[str, Any], context: Context
+) -> dict[Shape, Coefficients]:
+    """Return the coefficients of every matrix shape of a model.
 
-    Convolution kernels count as (output channels, rest), as the optimizer sees them.
+    Args:
+        model: Name in the catalog.
+        calibration: Options of ``Calibration``; recorded matrices are those of the context's scale.
+        context: Where recordings and the cache of coefficients are.
     """
-    with torch.device("meta"):
-        vocabulary = BYTES if model_spec.family == "decoder" else None
-        model = build_model(model_spec, vocab_size=vocabulary)
-    parameters = dict(model.named_parameters())
-    shapes = set()
-    for name, route in route_parameters(model).items():
-        if route == "matrix":
-            rows, columns = parameters[name].flatten(1).shape
-            shapes.add((min(rows, columns), max(rows, columns)))
-    return sorted(shapes)
+    shapes = sorted({matrix.shape for matrix in hidden_matrices(model, context).values()})
+    recording = validate(Recording | None, calibration.get("recording"), "calibration.recording")
+    recorded = {} if recording is None else recorded_spectra(model, recording, context)
+    return resolve_coefficients(shapes, calibration, context.calibration_cache, recorded)
 
 
 def calibrated_triples(
-    model_spec: Any, calibration: Mapping[str, Any], cache: Path
-) -> dict[tuple[int, int], Triple]:
+    model: str, calibration: Mapping[str, Any], context: Context
+) -> dict[Shape, Triple]:
     """Return the triple of every matrix shape of a model."""
-    found = resolve_coefficients(matrix_shapes(model_spec), calibration, cache)
+    found = find_coefficients(model, calibration, context)
     return {shape: coefficients.triple for shape, coefficients in found.items()}
 
 
@@ -48,24 +40,29 @@ def calibrate(job: Job, context: Context) -> dict[str, Any]:
     """Return the coefficients of every shape with their errors, as records."""
     records: list[dict[str, Any]] = []
     for item in job.work:
-        spec = validate(ModelSpec, item.spec["model"], f"models.yaml: {item.factors.model}")
-        found = resolve_coefficients(
-            matrix_shapes(spec), item.spec["calibration"], context.calibration_cache
-        )
+        assert item.factors.model is not None
+        options = item.spec["calibration"]
         factors = {"model": item.factors.model, "optimizer": item.factors.optimizer}
-        for shape, result in found.items():
-            records.extend(factors | record for record in _records(shape, result))
+        for shape, result in find_coefficients(item.factors.model, options, context).items():
+            rows = _records(shape, validate(Calibration, options, "calibration"), result)
+            records.extend(factors | row for row in rows)
     return {"records": records}
 
 
-def _records(shape: tuple[int, int], result: Coefficients) -> list[dict[str, Any]]:
-    labels = {"rows": shape[0], "columns": shape[1], "source": result.source}
+def _records(shape: Shape, options: Calibration, result: Coefficients) -> list[dict[str, Any]]:
+    labels: dict[str, Any] = {"rows": shape[0], "columns": shape[1], "source": result.source}
+    if result.source == "calibrated":
+        labels |= {"data": options.data, "objective": options.objective}
     values = {
         **dict(zip("abc", result.triple, strict=True)),
+        "stable_up_to": result.stable_up_to,
         "error": result.error,
         "error_muon": result.error_muon,
+        "error_recorded": result.error_recorded,
+        "error_recorded_muon": result.error_recorded_muon,
     }
     return [
         {"metric": f"calibration/{name}", "value": value, "unit": "1", "labels": labels}
         for name, value in values.items()
+        if value is not None
     ]

@@ -4,7 +4,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.jobs.context import Context
-from harness.plan.expand import Job
+from harness.plan.job import Job
 from harness.training.devices import leased_device
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.files import write_json
 from harness.jobs.context import Context
-from harness.plan.expand import Job
+from harness.plan.job import Job
 from harness.plan.summary import summarise
 from harness.records.run_folder import require_summary
 from harness.records.store import RECORD_COLUMNS, RUN_COLUMNS, write_table
@@ -26,7 +26,7 @@ def collect(context: Context) -> None:
                 runs.append(row)
             if not context.result(job.name)["runs"]:
                 runs.extend(_unreported(context, job))
-        elif job.stage in ("calibrate", "evaluate", "measure", "compute"):
+        elif job.stage in ("calibrate", "evaluate", "precision", "measure", "compute"):
             records.extend(
                 _job_record(job, record) for record in context.result(job.name)["records"]
             )
@@ -95,6 +95,7 @@ def _job_record(job: Job, record: dict[str, Any]) -> dict[str, Any]:
     """Lay a job's record into the columns of the store; what it does not say is not known."""
     factors = {"model": None, "dataset": None, "optimizer": None, "run_id": job.name}
     experiment = job.experiment or job.stage.replace("calibrate", "calibration")
-    role = {"calibrate": "compute", "evaluate": "reporting"}.get(job.stage, job.stage)
+    roles = {"calibrate": "compute", "evaluate": "reporting", "precision": "reporting"}
+    role = roles.get(job.stage, job.stage)
     labels = json.dumps(record.get("labels", {}), sort_keys=True)
     return factors | record | {"experiment": experiment, "role": role, "labels": labels}

@@ -5,7 +5,7 @@ from typing import Any
 
 from harness.errors import UserError, closest
 from harness.jobs.context import Context
-from harness.plan.expand import Job
+from harness.plan.job import Job
 
 
 def compute(job: Job, context: Context) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from harness.config.catalog import Catalog
 from harness.errors import UserError
-from harness.plan.expand import Job, expand
+from harness.plan.expand import expand
+from harness.plan.job import Job
 from harness.records.run_folder import RunFolder
 
 

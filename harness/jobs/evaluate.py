@@ -19,8 +19,8 @@ from harness.evaluation.run import evaluate_language_model
 from harness.files import write_json
 from harness.jobs.context import Context
 from harness.models import build_model
-from harness.plan.expand import Job
 from harness.plan.identity import digest
+from harness.plan.job import Job
 from harness.records.run_folder import RunFolder, require_summary
 from harness.training.checkpoint import weights_sha256
 from harness.training.devices import leased_device

@@ -8,12 +8,13 @@ from torch import nn
 
 from harness.config.base import validate
 from harness.config.model_schema import ModelSpec
-from harness.jobs.calibrate import BYTES, calibrated_triples
+from harness.jobs.calibrate import calibrated_triples
 from harness.jobs.context import Context
+from harness.jobs.matrices import BYTES
 from harness.measurement.optimizer_step import time_optimizer_steps
 from harness.models import build_model
 from harness.optimizers import build_optimizer
-from harness.plan.expand import Job
+from harness.plan.job import Job
 from harness.training.devices import leased_device
 
 # Any rate does: the time of a step does not depend on it.
@@ -29,7 +30,7 @@ def measure(job: Job, context: Context) -> dict[str, Any]:
         calibration = spec["calibration"]
         triples = None
         if calibration is not None:
-            triples = calibrated_triples(model_spec, calibration, context.calibration_cache)
+            triples = calibrated_triples(str(item.factors.model), calibration, context)
         return lambda model: build_optimizer(spec, model, LEARNING_RATE, triples)
 
     where = f"{context.catalog.folder}/scales/{context.catalog.scale_name}.yaml: device"

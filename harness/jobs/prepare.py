@@ -4,7 +4,7 @@ from typing import Any
 
 from harness.data import prepare
 from harness.jobs.context import Context
-from harness.plan.expand import Job
+from harness.plan.job import Job
 
 
 def prepare_dataset(job: Job, context: Context) -> dict[str, Any]:

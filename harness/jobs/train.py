@@ -10,12 +10,10 @@ from dataclasses import asdict, replace
 from types import FrameType
 from typing import Any
 
-from harness.config.base import validate
-from harness.config.model_schema import ModelSpec
 from harness.errors import Interrupted
 from harness.jobs.context import Context
-from harness.plan.expand import Factors, Job, Work
 from harness.plan.identity import identify
+from harness.plan.job import Factors, Job, Work
 from harness.training.devices import leased_device
 
 SELECTION_METRIC = "validation/loss"
@@ -112,8 +110,7 @@ def _coefficients(
     # Only calibrated optimizers pay for importing what fits their coefficients.
     from harness.jobs.calibrate import calibrated_triples
 
-    model = validate(ModelSpec, item.spec["model"], "model")
-    return calibrated_triples(model, calibration, context.calibration_cache)
+    return calibrated_triples(str(item.factors.model), calibration, context)
 
 
 def _progress(run_id: str) -> Callable[[int, int, float], None]:

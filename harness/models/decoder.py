@@ -4,6 +4,8 @@ Shape suffixes: B batch, T positions, D hidden size, N query heads, K key-value 
 V vocabulary.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +21,15 @@ class Decoder(nn.Module):
 
     Attributes:
         companion_parameters: Patterns of the parameters that are not hidden matrices.
+        layer_kinds: Patterns of the hidden matrices whose precision is compared, by kind of layer.
     """
+
+    layer_kinds: ClassVar[dict[str, str]] = {
+        "mlp_up": r"\.feed_forward\.up\.",
+        "mlp_down": r"\.feed_forward\.down\.",
+        "attention_qkv": r"\.attention\.(query|key|value)\.",
+        "attention_out": r"\.attention\.output\.",
+    }
 
     def __init__(self, spec: DecoderSpec, vocab_size: int) -> None:
         super().__init__()

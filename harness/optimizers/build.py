@@ -3,15 +3,23 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness.errors import UserError, closest
 from harness.optimizers.routing import route_parameters
 
 Coefficients = Mapping[tuple[int, int], tuple[float, float, float]]
+
+
+@runtime_checkable
+class Orthogonalizing(Protocol):
+    """An optimizer that can say what it orthogonalises."""
+
+    def direction(self, parameter: Tensor) -> Tensor:
+        """Return the matrix that the last step orthogonalised, before anything else."""
 
 
 class CompositeOptimizer:
@@ -107,6 +115,11 @@ def check_arguments(class_path: str, arguments: Mapping[str, Any], where: str) -
         if name not in valid:
             raise UserError(f"{where}: unknown argument '{name}' of {class_path}"
                             f"{closest(name, valid)}")  # fmt: skip
+
+
+def orthogonalizes(class_path: str) -> bool:
+    """Return whether the optimizers of a class can say what they orthogonalise."""
+    return issubclass(_load(class_path, "optimizer"), Orthogonalizing)
 
 
 def _make(

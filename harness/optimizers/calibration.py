@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, model_validator
 
 from harness.config.base import Spec, validate
+from harness.config.optimizer_schema import Recording
 from harness.errors import UserError
 from harness.files import write_json
 from harness.numerics.orthogonalization import MUON, Triple, relative_error
@@ -54,8 +55,8 @@ class Calibration(Spec):
     real_to_random: tuple[PositiveInt, PositiveInt] = Field(
         (1, 3), description="weights of recorded and Gaussian matrices in mixed data"
     )
-    recording: str | None = Field(
-        None, description="the experiment that recorded momentum matrices, for recorded and mixed"
+    recording: Recording | None = Field(
+        None, description="the runs that recorded momentum matrices, for recorded and mixed"
     )
     seed: NonNegativeInt = Field(0, description="of the drawn singular values")
     published: bool = Field(True, description="take the published triple where there is one")
@@ -184,7 +185,8 @@ def _not_recorded(
     shape: Shape, spec: Calibration, recorded: Mapping[Shape, Sequence[np.ndarray]]
 ) -> str:
     known = ", ".join(f"{rows} x {columns}" for rows, columns in sorted(recorded)) or "nothing"
+    assert spec.recording is not None
     return (
-        f"{_WHERE}: recording: '{spec.recording}' has no matrices of {shape[0]} x {shape[1]} "
-        f"(recorded: {known})"
+        f"{_WHERE}.recording: no completed run of '{spec.recording.optimizer}' in "
+        f"'{spec.recording.experiment}' has matrices of {shape[0]} x {shape[1]} (recorded: {known})"
     )

@@ -6,14 +6,14 @@ them are settings of this one class.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from harness.errors import closest
-from harness.numerics.mixed_precision import orthogonalize_bfloat16_
+from harness.numerics.mixed_precision import SMALLEST_SIDE, orthogonalize_bfloat16_
 from harness.numerics.orthogonalization import SCHEDULES, Triple, orthogonalize, schedule
 from harness.optimizers.outliers import clip_, percentile_threshold
 
@@ -29,7 +29,7 @@ class OrthogonalizedMomentum(torch.optim.Optimizer):
     Per matrix and step: momentum, Nesterov mix, outlier filter, orthogonalisation, decoupled weight
     decay with the unscaled learning rate, update. Tensors of more than two dimensions are taken as
     matrices of shape (dimension 0, rest). Matrices of equal shape are worked on together, so a step
-    needs memory for one such batch beside the momentum.
+    needs memory for a few such batches beside the momentum; on a CPU, of a few single matrices.
 
     References:
         - Muon: Keller Jordan, github.com/KellerJordan/Muon; Moonlight, arXiv 2502.16982.
@@ -131,8 +131,25 @@ class OrthogonalizedMomentum(torch.optim.Optimizer):
                     key = (parameter.shape, parameter.dtype, parameter.device)
                     batches[key].append(parameter)
             for parameters in batches.values():
-                self._step_batch(group, parameters)
+                for some in _chunks(parameters):
+                    self._step_batch(group, some)
         return loss
+
+    @torch.no_grad()
+    def direction(self, parameter: Tensor) -> Tensor:
+        """Return the matrix that the last step orthogonalised, before the outlier filter.
+
+        Args:
+            parameter: One of the optimizer's, with the gradient of that step still in place.
+        """
+        [group] = [g for g in self.param_groups if any(p is parameter for p in g["params"])]
+        buffer, gradient = self.state[parameter]["momentum_buffer"], parameter.grad
+        if not group["nesterov"]:
+            return buffer.flatten(1)
+        assert gradient is not None, "the gradient of the last step was cleared"
+        if group["momentum_form"] == "average":
+            return torch.lerp(gradient, buffer, group["momentum"]).flatten(1)
+        return torch.add(gradient, buffer, alpha=group["momentum"]).flatten(1)
 
     def _step_batch(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         directions = [one.flatten(1) for one in self._directions(group, parameters)]
@@ -167,6 +184,15 @@ class OrthogonalizedMomentum(torch.optim.Optimizer):
         if group["nesterov"]:
             return torch._foreach_add(gradients, buffers, alpha=momentum)
         return [buffer.clone() for buffer in buffers]
+
+
+def _chunks(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield what is worked on together; large matrices gain nothing from it on a CPU."""
+    first = parameters[0]
+    alone = first.device.type == "cpu" and min(first.flatten(1).shape) >= SMALLEST_SIDE
+    size = 1 if alone else len(parameters)
+    for start in range(0, len(parameters), size):
+        yield parameters[start : start + size]
 
 
 def _orthogonalized(group: dict[str, Any], matrices: list[Tensor]) -> Sequence[Tensor]:

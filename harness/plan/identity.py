@@ -9,8 +9,9 @@ import json
 from typing import Any
 
 DATA_VERSION = 1
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 EVALUATION_VERSION = 1
+PRECISION_VERSION = 1
 
 
 def canonical(spec: Any) -> str:

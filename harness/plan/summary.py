@@ -8,7 +8,7 @@ from harness.config.catalog import Catalog, load_catalog
 from harness.config.experiment_schema import ComputeExperiment, TrainExperiment
 from harness.errors import UserError
 from harness.models.flops import training_flops_per_example
-from harness.plan.expand import Job
+from harness.plan.job import Job
 
 # Sustained rates behind the estimates: 40 % of an H100's dense bf16 peak (989 TFLOP/s), and what
 # one server core of 2023 reaches in float32 training of small models.
@@ -31,7 +31,7 @@ def summarise(catalog: Catalog, jobs: Mapping[str, Job]) -> dict[str, Any]:
 def _experiments(catalog: Catalog, jobs: Mapping[str, Job]) -> dict[str, Any]:
     runs: Counter[str] = Counter()
     for job in jobs.values():
-        if job.experiment is not None and job.stage != "evaluate":
+        if job.experiment is not None and job.stage not in ("evaluate", "precision"):
             runs[job.experiment] += len(job.work)
     return {
         name: {

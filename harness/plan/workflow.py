@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config.catalog import Catalog, load_catalog
-from harness.plan.expand import Job, Stage, expand
+from harness.plan.expand import expand
+from harness.plan.job import Job, Stage
 from harness.plan.verify import verify
 
 

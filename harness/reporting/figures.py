@@ -25,7 +25,8 @@ def modules() -> Iterator[ModuleType]:
     """Yield the figure modules in their ``ORDER``.
 
     Each has ``TITLE``, ``CAPTION``, ``ORDER`` and ``draw(results)``, which returns its figures by
-    name: none if the records it needs are absent.
+    name: none if the records it needs are absent. A function ``caption(results)`` takes the place
+    of a ``CAPTION`` that depends on records.
     """
     import paper_figures
 
@@ -46,8 +47,8 @@ def write_figures(records: Path, output: Path) -> list[Path]:
         with house_style():
             for name, (experiment, figure) in module.draw(results).items():
                 written.append(_save(figure, output / name))
-                index.append({"name": name, "title": module.TITLE, "caption": module.CAPTION,
-                              "experiment": experiment})  # fmt: skip
+                index.append({"name": name, "title": module.TITLE, "experiment": experiment,
+                              "caption": _caption(module, results)})  # fmt: skip
     write_json(output / INDEX, index)
     return written
 
@@ -55,6 +56,10 @@ def write_figures(records: Path, output: Path) -> list[Path]:
 def read_index(figures: Path) -> list[dict[str, str]]:
     """Return name, title, caption and experiment of every figure in a folder."""
     return json.loads((figures / INDEX).read_text())
+
+
+def _caption(module: ModuleType, results: Results) -> str:
+    return module.caption(results) if hasattr(module, "caption") else module.CAPTION
 
 
 def _save(figure: Figure, stem: Path) -> Path:

@@ -1,37 +1,21 @@
 """Tables as CSV (plain numbers), Markdown and LaTeX (rounded, with intervals)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from harness.files import write_atomically
 from harness.records.statistics import Estimate
+from harness.reporting.coefficient_tables import (
+    calibration_tables,
+    precision_tables,
+    shape_tables,
+)
 from harness.reporting.results import Results, Sweep, higher_is_better, label
+from harness.reporting.table import Table, interval
 
 MILLI = 1000.0
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table in two forms: numbers to compute with, and text to read.
-
-    Attributes:
-        name: File name without ending.
-        experiment: The experiment it belongs to.
-        title: One line above it.
-        caption: What the columns mean.
-        numbers: For CSV.
-        text: For Markdown, LaTeX and the report.
-    """
-
-    name: str
-    experiment: str
-    title: str
-    caption: str
-    numbers: pd.DataFrame
-    text: pd.DataFrame
 
 
 def make_tables(results: Results) -> Iterator[Table]:
@@ -40,11 +24,13 @@ def make_tables(results: Results) -> Iterator[Table]:
         yield _sweep_table(sweep)
         if any(metric.startswith("lm_eval/") for metric in sweep.records["metric"]):
             yield _task_table(sweep)
+        yield from precision_tables(sweep)
     for experiment, entry in results.plan["experiments"].items():
         if entry["kind"] == "measure":
             yield from _step_tables(results, experiment, entry["baseline"])
-    if not results.of("calibration").empty:
-        yield _calibration_table(results.of("calibration"))
+        if entry["kind"] == "compute":
+            yield from shape_tables(results, experiment)
+    yield from calibration_tables(results)
 
 
 def write_tables(records: Path, output: Path) -> list[Path]:
@@ -71,13 +57,6 @@ def _escape(text: object) -> str:
     for character in "&%$#_{}":
         replaced = replaced.replace(character, f"\\{character}")
     return replaced.replace("±", r"$\pm$").replace("†", r"$\dagger$")
-
-
-def _interval(estimate: Estimate | None, digits: int, sign: str = "") -> str:
-    if estimate is None:
-        return "-"
-    mean = f"{estimate.mean:{sign}.{digits}f}"
-    return mean if estimate.count == 1 else f"{mean} ± {estimate.half_width:.{digits}f}"
 
 
 def evidence(difference: Estimate | None, metric: str) -> str:
@@ -128,9 +107,9 @@ def _sweep_table(sweep: Sweep) -> Table:
         text.append({
             "optimizer": optimizer,
             "learning rate": rate,
-            f"{metric} (n = {score.count if score else 0})": _interval(score, 4),
-            "validation/loss": _interval(loss, 4),
-            f"minus {sweep.baseline}": _interval(difference, 4, "+"),
+            f"{metric} (n = {score.count if score else 0})": interval(score, 4),
+            "validation/loss": interval(loss, 4),
+            f"minus {sweep.baseline}": interval(difference, 4, "+"),
             "evidence": evidence(difference, metric) if metric else "-",
             "not completed": f"{ended} of {len(all_runs)}",
             "ms/step": f"{step.mean * MILLI:.1f}" if step else "-",
@@ -166,7 +145,7 @@ def _task_table(sweep: Sweep) -> Table:
         found = [e for e in estimates.values() if e]
         row = {"optimizer": optimizer, "n": found[0].count if found else 0}
         numbers.append(row | {m: e.mean if e else None for m, e in estimates.items()})
-        text.append(row | {m.removeprefix("lm_eval/"): _interval(e, 3)
+        text.append(row | {m.removeprefix("lm_eval/"): interval(e, 3)
                            for m, e in estimates.items()})  # fmt: skip
     samples = label(sweep.records[sweep.records["metric"].isin(metrics)], "samples").dropna()
     return Table(
@@ -225,34 +204,3 @@ def _step_tables(results: Results, experiment: str, baseline: str) -> Iterator[T
             numbers=numbers,
             text=text,
         )
-
-
-def _calibration_table(records: pd.DataFrame) -> Table:
-    frame = records.assign(
-        rows=label(records, "rows"), columns=label(records, "columns"),
-        source=label(records, "source"),
-    )  # fmt: skip
-    wide = frame.pivot_table(
-        index=["rows", "columns", "source"], columns="metric", values="value"
-    ).reset_index()
-    wide.columns = [str(name).removeprefix("calibration/") for name in wide.columns]
-    text = pd.DataFrame({
-        "matrix": [f"{r} x {c}" for r, c in zip(wide["rows"], wide["columns"], strict=True)],
-        "coefficients": wide["source"],
-        "a, b, c": [f"{a:.4f}, {b:.4f}, {c:.4f}"
-                    for a, b, c in zip(wide["a"], wide["b"], wide["c"], strict=True)],
-        "error": wide["error"].map("{:.4f}".format),
-        "error with Muon's": wide["error_muon"].map("{:.4f}".format),
-    })  # fmt: skip
-    return Table(
-        name="calibration",
-        experiment="calibration",
-        title="AdaNewton coefficients that ROOT used",
-        caption=(
-            "Relative Frobenius error of the orthogonalised matrix after all steps, on a Gaussian "
-            "matrix of this shape that the fit did not see. 'published': ROOT's released code; "
-            "'calibrated': fitted here."
-        ),
-        numbers=wide,
-        text=text,
-    )

@@ -18,6 +18,8 @@ from harness.optimizers import build_optimizer
 from harness.records.provenance import environment
 from harness.records.run_folder import RunFolder
 from harness.training.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
+from harness.training.gradient_noise import add_gradient_outliers
+from harness.training.recorder import Recorder
 from harness.training.schedules import learning_rate_factor
 from harness.training.tasks import Task, make_task
 
@@ -107,14 +109,15 @@ class _Run:
         device: torch.device,
         coefficients: Mapping[tuple[int, int], tuple[float, float, float]] | None,
     ) -> None:
-        self.training = spec["training"]
+        self.training, self.seed = spec["training"], spec["seed"]
         self.folder, self.device = folder, device
         self.task: Task = make_task(spec, data, device)
-        torch.manual_seed(spec["seed"])
+        torch.manual_seed(self.seed)
         self.model = self.task.build().to(device)
         self.optimizer = build_optimizer(
             spec["optimizer"], self.model, spec["learning_rate"], coefficients
         )
+        self.recorder = Recorder(folder, self.model, self.optimizer, self.training)
         self.step = 0
         self.seconds = 0.0
         self.interval_times: list[float] = []
@@ -164,9 +167,12 @@ class _Run:
                 part = self.task.loss(self.model, some, wanted) / parts
             part.backward()
             loss += part.detach()
+        outliers = self.training["gradient_outliers"]
+        add_gradient_outliers(self.model.parameters(), outliers, self.seed, self.step)
         limit = self.training["gradient_clip"] or math.inf
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.optimizer.step()
+        self.recorder.after_step(self.step + 1)
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
 
@@ -180,7 +186,7 @@ class _Run:
         return loss
 
     def _count_time(self, clock: float, steps: int) -> None:
-        elapsed = time.perf_counter() - clock
+        elapsed = time.perf_counter() - clock - self.recorder.take_seconds()
         self.seconds += elapsed
         self.interval_times.append(elapsed / steps)
 
@@ -213,6 +219,7 @@ class _Run:
             "seconds_per_step": per_step,
             "examples_per_second": self.task.examples_per_step / per_step,
             "peak_memory_bytes": peak,
+            "snapshots": self.recorder.steps,
         }
 
     def _save(self) -> None:

@@ -42,6 +42,16 @@ MISTAKES = {
         {"optimizers": ["adamw", "moun"]},
         ["experiments/language_optimizers.yaml: optimizers", "found 'moun'", "'muon'"],
     ),
+    "unknown optimizer beside all": (
+        "experiments/gradient_outliers.yaml",
+        {"optimizers": ["all", "root_treshold_only"]},
+        ["gradient_outliers.yaml: optimizers", "found 'root_treshold_only'"],
+    ),
+    "misspelt all": (
+        "experiments/gradient_outliers.yaml",
+        {"optimizers": ["al", "muon"]},
+        ["gradient_outliers.yaml: optimizers: found 'al'", "'all'"],
+    ),
     "unknown argument": (
         "optimizers.yaml",
         {"adamw": {"arguments": {"weight_decy": 0.1}}},
@@ -81,6 +91,26 @@ MISTAKES = {
             "expected a valid integer",
         ],
     ),
+    "outliers everywhere": (
+        "experiments/gradient_outliers.yaml",
+        {"training": {"gradient_outliers": {"fraction": 1.0}}},
+        ["yaml: training.gradient_outliers.fraction: found 1.0, expected less than 1"],
+    ),
+    "outliers of no size": (
+        "experiments/gradient_outliers.yaml",
+        {"training": {"gradient_outliers": {"scale": 0}}},
+        ["yaml: training.gradient_outliers.scale: found 0, expected greater than 0"],
+    ),
+    "unknown distribution": (
+        "experiments/gradient_outliers.yaml",
+        {"training": {"gradient_outliers": {"distribution": "gauss"}}},
+        ["gradient_outliers.distribution: found 'gauss'", "'normal', 'laplace' or 'cauchy'"],
+    ),
+    "unknown key of outliers": (
+        "experiments/gradient_outliers.yaml",
+        {"training": {"gradient_outliers": {"scales": 3}}},
+        ["gradient_outliers.yaml: training.gradient_outliers", "unknown key 'scales'", "'scale'"],
+    ),
     "grid of one": (
         "optimizers.yaml",
         {"muon": {"tune": {"lr": [0.01]}}},
@@ -105,6 +135,80 @@ MISTAKES = {
         "experiments/language_optimizers.yaml",
         {"datasets": ["digits"]},
         ["datasets", "'digits' holds images", "expected text"],
+    ),
+    "recording of an experiment that the scale has not": (
+        "optimizers.yaml",
+        {"root_mixed": {"calibration": {"recording": {"experiment": "language_optimisers"}}}},
+        [
+            "optimizers.yaml: root_mixed.calibration.recording.experiment",
+            "found 'language_optimisers'",
+            "'language_optimizers'",
+        ],
+    ),
+    "recording of an optimizer that the experiment has not": (
+        "optimizers.yaml",
+        {"root_mixed": {"calibration": {"recording": {"optimizer": "moun"}}}},
+        ["root_mixed.calibration.recording.optimizer", "found 'moun'", "'muon'"],
+    ),
+    "recording of a model that the experiment has not": (
+        "experiments/root_calibration.yaml",
+        {"models": ["decoder_small"]},
+        [
+            "root_recorded.calibration.recording",
+            "models of 'language_optimizers'",
+            "'decoder_small'",
+            "decoder_tiny",
+        ],
+    ),
+    "recording of an experiment that does not record": (
+        "experiments/language_optimizers.yaml",
+        {"training": {"recording_interval": None}},
+        [
+            "root_recorded.calibration.recording.experiment: found 'language_optimizers'",
+            "expected an experiment with training.recording_interval",
+        ],
+    ),
+    "recording of an optimizer that says nothing": (
+        "optimizers.yaml",
+        {"root_mixed": {"calibration": {"recording": {"optimizer": "torch_muon"}}}},
+        [
+            "root_mixed.calibration.recording.optimizer: found 'torch_muon'",
+            "OrthogonalizedMomentum",
+        ],
+    ),
+    "recording of what needs a recording": (
+        "optimizers.yaml",
+        {
+            "root_mixed": {
+                "calibration": {
+                    "recording": {"experiment": "root_calibration", "optimizer": "root_recorded"}
+                }
+            }
+        },
+        [
+            "root_mixed.calibration.recording.optimizer: found 'root_recorded'",
+            "not itself calibrated on recorded matrices",
+        ],
+    ),
+    "recording without recorded data": (
+        "optimizers.yaml",
+        {"root_mixed": {"calibration": {"data": "gaussian"}}},
+        ["optimizers.yaml: root_mixed.calibration", "only there"],
+    ),
+    "unknown key of a recording": (
+        "optimizers.yaml",
+        {"root_mixed": {"calibration": {"recording": {"seeds": [1]}}}},
+        ["optimizers.yaml: root_mixed.calibration.recording", "unknown key 'seeds'"],
+    ),
+    "unknown option of a calibration": (
+        "optimizers.yaml",
+        {"root": {"calibration": {"objectiv": "gram"}}},
+        ["optimizers.yaml: root.calibration: unknown key 'objectiv'", "'objective'"],
+    ),
+    "recording of images": (
+        "experiments/image_optimizers.yaml",
+        {"training": {"recording_interval": 10}},
+        ["image_optimizers.yaml", "recording_interval is for task language only"],
     ),
     "missing data folder": (
         "datasets.yaml",
@@ -138,3 +242,13 @@ def test_a_variant_inherits_and_overrides(config):
     slow, base = catalog.optimizers["slow"], catalog.optimizers["adamw"]
     assert slow.arguments == base.arguments | {"eps": 0.1}
     assert "slow" not in catalog.optimizers_of(catalog.experiments["language_optimizers"])
+
+
+def test_all_may_stand_beside_variants(config):
+    path = config / "experiments" / "language_optimizers.yaml"
+    every = load_catalog(config, "smoke")
+    bases = every.optimizers_of(every.experiments["language_optimizers"])
+    change(path, {"optimizers": ["muon_jordan", "all", "muon"]})
+    catalog = load_catalog(config, "smoke")
+    names = catalog.optimizers_of(catalog.experiments["language_optimizers"])
+    assert names == ["muon_jordan", *bases]

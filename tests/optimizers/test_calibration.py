@@ -64,6 +64,9 @@ ELSEWHERE = {
 }
 
 
+RECORDING = {"experiment": "language_optimizers", "optimizer": "muon"}
+
+
 def momentum(rows: int, count: int, decay: float = 0.6) -> list[np.ndarray]:
     """Return made-up spectra like those of momentum matrices: a few large values, a long tail."""
     generator = np.random.default_rng(rows)
@@ -75,7 +78,7 @@ def momentum(rows: int, count: int, decay: float = 0.6) -> list[np.ndarray]:
 
 
 def recorded_spec(data: str, **others) -> dict:
-    return {"data": data, "recording": "record_momentum", **others}
+    return {"data": data, "recording": RECORDING, **others}
 
 
 def test_options_survive_yaml_and_json():
@@ -89,7 +92,12 @@ def test_options_survive_yaml_and_json():
     [
         ({"data": "recorded"}, "recording is needed for data recorded and mixed, and only there"),
         ({"data": "mixed"}, "recording is needed"),
-        ({"recording": "tuned"}, "recording is needed"),
+        ({"recording": RECORDING}, "recording is needed"),
+        (recorded_spec("mixed", recording="tuned"), "calibration.recording: found 'tuned'"),
+        (
+            recorded_spec("mixed", recording=RECORDING | {"optimiser": "muon"}),
+            r"calibration.recording: unknown key 'optimiser' \(did you mean 'optimizer'\?\)",
+        ),
         ({"objective": "mean"}, "calibration.objective: found 'mean', expected 'mean_square',"),
         (recorded_spec("mixed", real_to_random=[1, 0]), "found 0, expected greater than 0"),
         (recorded_spec("mixed", real_to_random=[1]), "real_to_random.1: required key is missing"),
@@ -195,8 +203,8 @@ def test_an_overflow_on_recorded_matrices_is_kept_as_infinite(tmp_path, monkeypa
 def test_shapes_that_were_not_recorded_are_refused(tmp_path):
     recorded = {(6, 8): momentum(6, 2), (4, 4): momentum(4, 2)}
     message = (
-        r"config/optimizers.yaml: calibration: recording: 'record_momentum' has no matrices of "
-        r"4 x 6 \(recorded: 4 x 4, 6 x 8\)"
+        r"config/optimizers.yaml: calibration.recording: no completed run of 'muon' in "
+        r"'language_optimizers' has matrices of 4 x 6 \(recorded: 4 x 4, 6 x 8\)"
     )
     with pytest.raises(UserError, match=message):
         resolve_coefficients([(6, 8), (4, 6)], recorded_spec("mixed"), tmp_path, recorded)

@@ -54,10 +54,11 @@ def results_folder(tmp_path) -> Path:
                             "labels": json.dumps({"round": round_}), "value": (1 + index) * 0.01,
                             "metric": "time/optimizer_step"})  # fmt: skip
     for metric, value in {"a": 3.4, "b": -4.7, "c": 2.0, "error": 0.1, "error_muon": 0.2}.items():
-        labels = json.dumps({"rows": 64, "columns": 128, "source": "calibrated"})
+        labels = json.dumps({"rows": 64, "columns": 128, "source": "calibrated",
+                             "data": "gaussian", "objective": "mean_square"})  # fmt: skip
         records.append({"experiment": "calibration", "role": "compute", "run_id": "c",
                         "labels": labels, "metric": f"calibration/{metric}", "value": value,
-                        "unit": "1"})  # fmt: skip
+                        "optimizer": "root", "unit": "1"})  # fmt: skip
     sweep = {"title": "Optimizers", "question": "Which?", "kind": "train", "baseline": "adamw",
              "optimizers": list(LEVELS), "runs": 18, "command": "snakemake", "cost": "seconds",
              "steps": 100, "seeds": {"tuning": [100], "reporting": [0, 1, 2]},

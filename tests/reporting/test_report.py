@@ -6,7 +6,7 @@ import pytest
 from harness.errors import UserError
 from harness.records.statistics import Estimate
 from harness.reporting.claims import write_claims
-from harness.reporting.figures import modules, read_index, write_figures
+from harness.reporting.figures import read_index, write_figures
 from harness.reporting.report import write_report
 from harness.reporting.results import Results
 from harness.reporting.tables import evidence, write_tables
@@ -52,7 +52,10 @@ def test_evidence_marks(mean, half, metric, mark):
 
 def test_figures_are_drawn_from_records_alone_and_are_the_same_each_time(results_folder, tmp_path):
     first, second = (write_figures(results_folder, tmp_path / name) for name in "ab")
-    assert len(first) == len(list(modules()))
+    assert {path.stem.split(".")[0] for path in first} >= {
+        "loss_curves", "learning_rate_sensitivity", "final_scores", "downstream_tasks",
+        "optimizer_step_time", "calibration_error",
+    }  # fmt: skip
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
         assert one.with_suffix(".svg").read_bytes() == other.with_suffix(".svg").read_bytes()

@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from harness.data.images import prepare_images
-from harness.data.text import TokenStream, prepare_text
+from harness.data.text import TokenStream
 from harness.errors import Interrupted, UserError
 from harness.records.run_folder import RunFolder
 from harness.training.loop import run_training
@@ -42,6 +41,8 @@ TRAINING = {
     "accumulation": 1,
     "schedule": {"kind": "warmup_cosine", "warmup": 0.1, "final": 0.1},
     "gradient_clip": 1.0,
+    "gradient_outliers": None,
+    "recording_interval": None,
     "precision": "float32",
     "log_interval": 2,
     "evaluation_interval": 10,
@@ -49,25 +50,6 @@ TRAINING = {
     "augmentation": None,
     "label_smoothing": 0.0,
 }
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    texts = tmp_path_factory.mktemp("source")
-    words = np.random.default_rng(0).choice(["spam ", "eggs ", "ham\n"], (40, 300))
-    for index, document in enumerate(words):
-        (texts / f"{index}.txt").write_text("".join(document))
-    spec = {
-        "kind": "text",
-        "source": {"type": "local", "path": str(texts), "column": "text"},
-        "tokenizer": {"type": "bytes"},
-        "validation_fraction": 0.2,
-        "test_fraction": 0.2,
-        "maximum_bytes": None,
-    }
-    prepare_text(spec, folder, "test")
-    return folder
 
 
 def specification(optimizer: str = "muon", lr: float = 0.01, **training) -> dict:
@@ -97,8 +79,12 @@ def run(spec, folder, data, *, stop_after=None, checkpoint_seconds=1e9, keep_wei
     )
 
 
-def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(tmp_path, data):
-    spec = specification()
+OUTLIERS = {"fraction": 0.05, "scale": 10.0, "distribution": "cauchy"}
+
+
+@pytest.mark.parametrize("outliers", [None, OUTLIERS], ids=["plain", "gradient_outliers"])
+def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(tmp_path, data, outliers):
+    spec = specification(gradient_outliers=outliers)
     whole = run(spec, RunFolder(tmp_path, "whole"), data)
     folder = RunFolder(tmp_path, "stopped")
     for stop_after in (4, 16):
@@ -115,6 +101,13 @@ def test_a_completed_run_is_not_computed_again(tmp_path, data):
     before = (folder.path / "summary.json").stat().st_mtime_ns
     assert run(specification(), folder, data) == first
     assert (folder.path / "summary.json").stat().st_mtime_ns == before
+
+
+def test_outliers_change_training(tmp_path, data):
+    plain = run(specification(), RunFolder(tmp_path, "plain"), data)
+    hit = run(specification(gradient_outliers=OUTLIERS), RunFolder(tmp_path, "hit"), data)
+    assert hit["status"] == "completed"
+    assert hit["weights_sha256"] != plain["weights_sha256"]
 
 
 def test_validation_does_not_change_training(tmp_path, data):

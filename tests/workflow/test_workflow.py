@@ -22,7 +22,8 @@ MICRO = {
             "optimizers": ["adamw", "root"],
             "datasets": ["standard_library_bytes"],
             "training": {"steps": 4, "batch_size": 2, "sequence_length": 80, "log_interval": 2,
-                         "evaluation_interval": 2, "evaluation_batches": 1},
+                         "evaluation_interval": 2, "evaluation_batches": 1,
+                         "recording_interval": 2},
             "seeds": {"tuning": [9], "reporting": [0]},
             "evaluation": {"documents": 2},
         },
@@ -30,8 +31,8 @@ MICRO = {
 }  # fmt: skip
 
 
-RULES = {"check", "prepare", "calibrate", "tune", "train", "evaluate", "collect", "tables"}
-RULES |= {"figures", "claims", "report"}
+RULES = {"check", "prepare", "calibrate", "tune", "train", "evaluate", "precision", "collect"}
+RULES |= {"tables", "figures", "claims", "report"}
 
 
 def snakemake(folder: Path, *arguments: str, check: bool = True) -> str:
@@ -66,7 +67,8 @@ def test_one_call_goes_from_configuration_to_report(finished):
     assert (results / "report.html").stat().st_size > 100_000
     records = pd.read_parquet(results / "records.parquet")
     assert set(records["optimizer"].dropna()) == {"adamw", "root"}
-    assert "lm_eval/heldout_continuation/acc" in set(records["metric"])
+    metrics = {"lm_eval/heldout_continuation/acc", "orthogonalization/steady_error"}
+    assert metrics <= set(records["metric"])
     assert (pd.read_parquet(results / "runs.parquet")["status"] == "completed").all()
     assert len(list((finished / "results" / "runs").iterdir())) == 2 * (5 + 1)
 
