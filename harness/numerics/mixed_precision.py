@@ -213,7 +213,7 @@ class CpuIteration:
 
 def _block_rows(side: int) -> int:
     """Return into how many block rows a symmetric product is cut; small blocks are slow."""
-    return 1 if side < 512 else 3 if side < 1024 else 4
+    return 2 if side < 512 else 3 if side < 1024 else 4
 
 
 def _split_point(mean: float) -> float:
