@@ -121,8 +121,27 @@ def _experiments(folder: Path, scale_path: Path, scale: Scale) -> dict[str, Any]
             raise UserError(f"{scale_path}: experiments: found '{name}'{closest(name, known)}")
         path = folder / "experiments" / f"{name}.yaml"
         where = f"{path} under {scale_path}" if overlay else str(path)
-        experiments[name] = validate(ExperimentSpec, merge(read_yaml(path), overlay or {}), where)
+        data = _inherited(folder, scale, name, known)
+        experiments[name] = validate(ExperimentSpec, merge(data, overlay or {}), where)
     return experiments
+
+
+def _inherited(folder: Path, scale: Scale, name: str, known: list[str]) -> dict[str, Any]:
+    """Return an experiment's file laid over the experiment, as this scale has it, that it varies.
+
+    So what both do not say apart is equal, and equal runs are one run.
+    """
+    path = folder / "experiments" / f"{name}.yaml"
+    data = read_yaml(path)
+    base = data.pop("variant_of", None)
+    if base is None:
+        return data
+    if base not in known:
+        raise UserError(f"{path}: variant_of: found '{base}'{closest(str(base), known)}")
+    inherited = read_yaml(folder / "experiments" / f"{base}.yaml")
+    if "variant_of" in inherited:
+        raise UserError(f"{path}: variant_of: '{base}' is itself a variant")
+    return merge(merge(inherited, scale.experiments.get(base) or {}), data)
 
 
 def _check_references(

@@ -52,6 +52,16 @@ MISTAKES = {
         {"optimizers": ["al", "muon"]},
         ["gradient_outliers.yaml: optimizers: found 'al'", "'all'"],
     ),
+    "unknown base of an experiment": (
+        "experiments/root_parts.yaml",
+        {"variant_of": "langauge_optimizers"},
+        ["root_parts.yaml: variant_of: found 'langauge_optimizers'", "'language_optimizers'"],
+    ),
+    "variant of a variant": (
+        "experiments/root_parts.yaml",
+        {"variant_of": "gradient_outliers"},
+        ["root_parts.yaml: variant_of: 'gradient_outliers' is itself a variant"],
+    ),
     "unknown argument": (
         "optimizers.yaml",
         {"adamw": {"arguments": {"weight_decy": 0.1}}},
@@ -242,6 +252,16 @@ def test_a_variant_inherits_and_overrides(config):
     slow, base = catalog.optimizers["slow"], catalog.optimizers["adamw"]
     assert slow.arguments == base.arguments | {"eps": 0.1}
     assert "slow" not in catalog.optimizers_of(catalog.experiments["language_optimizers"])
+
+
+@pytest.mark.parametrize("scale", ["smoke", "paper"])
+def test_an_experiment_inherits_what_the_scale_makes_of_its_base(config, scale):
+    experiments = load_catalog(config, scale).experiments
+    base, noisy = experiments["language_optimizers"], experiments["gradient_outliers"]
+    changed = {"gradient_outliers": noisy.training.gradient_outliers, "recording_interval": None}
+    assert base.training.model_copy(update=changed) == noisy.training
+    assert (base.models, base.datasets, base.seeds) == (noisy.models, noisy.datasets, noisy.seeds)
+    assert noisy.evaluation is None
 
 
 def test_all_may_stand_beside_variants(config):
