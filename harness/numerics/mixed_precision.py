@@ -110,8 +110,9 @@ def _splits(energy: Any, squares: Any, side: int, triple: Triple, later: float) 
     _, b, c = triple
     eigenvalue = squares / energy
     weighted = b * eigenvalue + c * eigenvalue * eigenvalue
-    # Directions that hold the energy over those that do not, as if it were spread evenly.
-    odds = energy * energy / (side * squares - energy * energy + _TINY * _TINY)
+    # Directions that hold the energy over those that do not, as if it were spread evenly. The
+    # difference is never negative but for rounding.
+    odds = energy * energy / (abs(side * squares - energy * energy) + _TINY * _TINY)
     return weighted, weighted * odds / (odds + later * later)
 
 

@@ -29,9 +29,11 @@ def spectra(rows: int, columns: int) -> dict[str, Tensor]:
         values = torch.logspace(0, last, side, dtype=torch.float64)
         return with_singular_values(values, rows, columns, generator)
 
+    orthogonal = torch.ones(side, dtype=torch.float64)
     harmonic = torch.arange(1, side + 1).double() ** -1
     return {
         "gaussian": normal(rows, columns),
+        "orthogonal": with_singular_values(orthogonal, rows, columns, generator),
         "condition 1e1": geometric(-1),
         "condition 1e3": geometric(-3),
         "condition 1e6": geometric(-6),
