@@ -1,5 +1,6 @@
 """What all configuration objects share: frozen, no unknown keys, errors that name the key."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,5 +66,6 @@ def _keys(location: tuple[int | str, ...], data: Any) -> Iterator[str]:
 
 
 def _expectation(message: str) -> str:
-    message = message.removeprefix("Input should be ").removesuffix(" after validation")
+    message = re.sub(r"^(Input should be|(List|Tuple) should have) ", "", message)
+    message = re.sub(r" after validation(, not \d+)?$", "", message)
     return f"{message[0].lower()}{message[1:]}"
