@@ -6,7 +6,13 @@ With T(x) = sign(x) max(|x| - eps, 0) the kept part is B = M - T(M), which is M 
 
 import math
 
+import numpy as np
+import torch
 from torch import Tensor
+
+# Size of a sample, and how many of its standard deviations around a quantile are looked at.
+SAMPLED = 2**14
+SIGMAS = 5.0
 
 
 def clip_(matrix: Tensor, threshold: Tensor | float) -> None:
@@ -36,10 +42,34 @@ def percentile_threshold(matrix: Tensor, percentile: float) -> Tensor:
 
 
 def _order_statistics(values: Tensor, lower: int, upper: int) -> tuple[Tensor, Tensor]:
-    """Return two neighbouring order statistics of ``values``, whose order may change."""
+    """Return two neighbouring order statistics of ``values``."""
     if values.device.type == "cpu":
-        # NumPy's introselect takes a twelfth of the time of torch.kthvalue here.
-        values.numpy().partition(lower)
-        above = values[upper:]
-        return values[lower], above.min() if upper > lower else above[0]
+        candidates, skipped = _candidates(values.numpy(), lower, upper)
+        candidates.partition(lower - skipped)
+        low = candidates[lower - skipped]
+        high = candidates[upper - skipped :].min() if upper > lower else low
+        return torch.tensor(low), torch.tensor(high)
     return values.kthvalue(lower + 1).values, values.kthvalue(upper + 1).values
+
+
+def _candidates(values: np.ndarray, lower: int, upper: int) -> tuple[np.ndarray, int]:
+    """Return values among which the wanted ones are, and how many smaller ones are left out.
+
+    A sample says where they should lie (Floyd and Rivest, 1975), and counting proves it. NumPy
+    compares and counts ten times as fast as it partitions.
+    """
+    count = len(values)
+    if count < 4 * SAMPLED:
+        return values.copy(), 0
+    # An odd stride visits all columns of the usual even widths.
+    sample = values[:: count // SAMPLED | 1].copy()
+    quantile = lower / (count - 1)
+    centre = round(quantile * (len(sample) - 1))
+    margin = math.ceil(SIGMAS * math.sqrt(len(sample) * quantile * (1 - quantile))) + 1
+    first, last = max(0, centre - margin), min(len(sample) - 1, centre + margin)
+    sample.partition((first, last))
+    inside = np.compress((values >= sample[first]) & (values <= sample[last]), values)
+    below = int(np.count_nonzero(values < sample[first]))
+    if below <= lower and upper < below + len(inside):
+        return inside, below
+    return values.copy(), 0

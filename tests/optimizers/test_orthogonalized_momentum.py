@@ -176,6 +176,28 @@ def test_percentile_equals_torch_quantile(seed, percentile, rows, columns):
     assert torch.equal(matrix, before)
 
 
+@pytest.mark.parametrize("percentile", [0.001, 0.5, 0.9, 0.99, 0.99999])
+@pytest.mark.parametrize("kind", ["normal", "cauchy", "equal", "few", "columns", "ascending"])
+def test_percentile_of_large_matrices_equals_numpy_quantile(kind, percentile):
+    """Where a sample narrows the search, and where it misleads."""
+    rows, columns = 300, 512
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(rows, columns, generator=generator)
+    if kind == "cauchy":
+        matrix = torch.empty(rows, columns).cauchy_(generator=generator)
+    elif kind == "equal":
+        matrix = torch.ones(rows, columns)
+    elif kind == "few":
+        matrix = (matrix * 2).round()
+    elif kind == "columns":
+        matrix = matrix * torch.logspace(0, 3, columns)
+    elif kind == "ascending":
+        matrix = torch.arange(rows * columns).float().view(rows, columns)
+    # torch.quantile finds its place among so many values in float32, a few places off.
+    expected = np.quantile(matrix.abs().double().numpy(), percentile) + 1e-9
+    assert percentile_threshold(matrix, percentile).item() == pytest.approx(expected, rel=1e-6)
+
+
 @given(st.integers(0, 10_000), st.floats(0.01, 3))
 def test_what_soft_thresholding_leaves_is_the_clamp(seed, eps):
     matrix = torch.randn(4, 5, generator=torch.Generator().manual_seed(seed))
