@@ -5,14 +5,13 @@
 Only hidden matrices are stepped, those that Muon and ROOT are for. All numbers to compare are
 ratios within a round. Two kinds of gradients: Gaussian, as is usual in benchmarks, and a few strong
 directions in noise, as momentum in training has them, for which bfloat16 products need more care.
-All layers of a model have the same shapes, so a CPU times some of them (`--layers`).
+All layers of a model have the same shapes, so by default a CPU times some of them.
 """
 
 import argparse
 import json
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,11 +24,13 @@ from harness.config.base import validate
 from harness.config.catalog import load_optimizers
 from harness.config.model_schema import ModelSpec
 from harness.config.yaml_file import read_yaml
+from harness.errors import closest
 from harness.files import write_json
 from harness.measurement.optimizer_step import (
     gaussian_gradient,
     prepare_step,
     time_optimizer_steps,
+    timed,
 )
 from harness.models import build_model
 from harness.optimizers import build_optimizer, route_parameters
@@ -41,7 +42,7 @@ DEFAULT_MODELS = {
     "cpu": {"decoder_10m": 6, "decoder_124m": 2},
     "cuda": {"decoder_124m": 12, "decoder_1b": 16},
 }
-# Shape independent: the time of a step does not depend on the coefficients.
+# Any coefficients do: the time of a step does not depend on them.
 TRIPLE = (2.909, -3.810, 1.860)
 LEARNING_RATE = 1e-3
 NEWTON_SCHULZ_STEPS = 5
@@ -50,7 +51,7 @@ STRONG_DIRECTIONS = 16
 
 
 def strong_directions_gradient(parameter: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a few strong directions in noise: 16 hold nine tenths of the norm."""
+    """Return a few strong directions in noise: 16 hold nine tenths of the energy."""
     matrix = parameter.flatten(1)
 
     def normal(*shape: int) -> Tensor:
@@ -140,15 +141,7 @@ def polynomial_operations(matrices: HiddenMatrices) -> float:
 def measured_peak(device: torch.device) -> float:
     """Return the best rate (operations/s) of square bfloat16 products."""
     matrix = torch.randn(PEAK_SIDE, PEAK_SIDE, device=device).bfloat16()
-    best = math.inf
-    for _ in range(10):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        matrix @ matrix
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
+    best = min(timed(lambda: matrix @ matrix, device) for _ in range(10))
     return 2 * PEAK_SIDE**3 / best
 
 
@@ -251,10 +244,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds")
     parser.add_argument("--models", nargs="+", help="names of config/models.yaml, all layers")
     options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: found 'cuda', but torch sees no GPU; expected 'cpu'")
     device = torch.device(options.device)
     chosen = DEFAULT_MODELS[options.device]
     if options.models:
-        known = read_yaml(CONFIG / "models.yaml")
+        models = read_yaml(CONFIG / "models.yaml")
+        known = {name: entry for name, entry in models.items() if entry["family"] == "decoder"}
+        for name in options.models:
+            if name not in known:
+                parser.error(f"--models: found '{name}'{closest(name, known)}")
         chosen = {name: known[name]["num_hidden_layers"] for name in options.models}
     peak = measured_peak(device)
     models = {

@@ -38,7 +38,7 @@ def time_optimizer_steps(
     records = []
     for round_ in range(-WARMUP_ROUNDS, rounds):
         for name, step in built.items():
-            seconds = _timed(step, next(model.parameters()).device)
+            seconds = timed(step, next(model.parameters()).device)
             if round_ >= 0:
                 records.append({"optimizer": name, "metric": "time/optimizer_step",
                                 "value": seconds, "unit": "s",
@@ -59,7 +59,8 @@ def prepare_step(
     return build(own).step
 
 
-def _timed(step: Callable[[], None], device: torch.device) -> float:
+def timed(step: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that ``step`` takes, the device's work included."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()

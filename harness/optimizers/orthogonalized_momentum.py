@@ -144,12 +144,9 @@ class OrthogonalizedMomentum(torch.optim.Optimizer):
         """
         [group] = [g for g in self.param_groups if any(p is parameter for p in g["params"])]
         buffer, gradient = self.state[parameter]["momentum_buffer"], parameter.grad
-        if not group["nesterov"]:
-            return buffer.flatten(1)
         assert gradient is not None, "the gradient of the last step was cleared"
-        if group["momentum_form"] == "average":
-            return torch.lerp(gradient, buffer, group["momentum"]).flatten(1)
-        return torch.add(gradient, buffer, alpha=group["momentum"]).flatten(1)
+        [mixed] = _mixed(group, [gradient], [buffer])
+        return mixed.flatten(1)
 
     def _step_batch(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         directions = [one.flatten(1) for one in self._directions(group, parameters)]
@@ -173,17 +170,23 @@ class OrthogonalizedMomentum(torch.optim.Optimizer):
                     parameter, memory_format=torch.contiguous_format
                 )
         buffers = [self.state[p]["momentum_buffer"] for p in parameters]
-        momentum = group["momentum"]
         if group["momentum_form"] == "average":
-            torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-            if group["nesterov"]:
-                return torch._foreach_lerp(gradients, buffers, momentum)
-            return [buffer.clone() for buffer in buffers]
-        torch._foreach_mul_(buffers, momentum)
-        torch._foreach_add_(buffers, gradients)
-        if group["nesterov"]:
-            return torch._foreach_add(gradients, buffers, alpha=momentum)
+            torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        else:
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, gradients)
+        return _mixed(group, gradients, buffers)
+
+
+def _mixed(
+    group: Mapping[str, Any], gradients: list[Tensor], buffers: list[Tensor]
+) -> Sequence[Tensor]:
+    """Return copies of what a step orthogonalises, given its gradients and new buffers."""
+    if not group["nesterov"]:
         return [buffer.clone() for buffer in buffers]
+    if group["momentum_form"] == "average":
+        return torch._foreach_lerp(gradients, buffers, group["momentum"])
+    return torch._foreach_add(gradients, buffers, alpha=group["momentum"])
 
 
 def _chunks(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
