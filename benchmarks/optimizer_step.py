@@ -34,6 +34,7 @@ from harness.measurement.optimizer_step import (
 )
 from harness.models import build_model
 from harness.optimizers import build_optimizer, route_parameters
+from harness.optimizers.matrices import as_matrices
 from harness.records.provenance import environment
 
 CONFIG = Path(__file__).parents[1] / "config"
@@ -52,14 +53,14 @@ STRONG_DIRECTIONS = 16
 
 def strong_directions_gradient(parameter: Tensor, generator: torch.Generator) -> Tensor:
     """Return a few strong directions in noise: 16 hold nine tenths of the energy."""
-    matrix = parameter.flatten(1)
+    *count, rows, columns = as_matrices(parameter).shape
 
-    def normal(*shape: int) -> Tensor:
-        return torch.empty(shape, device=matrix.device).normal_(generator=generator)
+    def normal(*sides: int) -> Tensor:
+        return torch.empty(*count, *sides, device=parameter.device).normal_(generator=generator)
 
-    rank = min(STRONG_DIRECTIONS, *matrix.shape)
-    strong = normal(matrix.shape[0], rank) @ normal(rank, matrix.shape[1]) / math.sqrt(rank)
-    return (strong + 0.3 * normal(*matrix.shape)).view_as(parameter)
+    rank = min(STRONG_DIRECTIONS, rows, columns)
+    strong = normal(rows, rank) @ normal(rank, columns) / math.sqrt(rank)
+    return (strong + 0.3 * normal(rows, columns)).view_as(parameter)
 
 
 GRADIENTS = {"gaussian": gaussian_gradient, "strong_directions": strong_directions_gradient}
@@ -82,7 +83,7 @@ class HiddenMatrices(nn.Module):
 def builders(matrices: HiddenMatrices) -> dict[str, Callable[[nn.Module], Any]]:
     """Return builders by name: ours from their configuration entries, then the peers."""
     entries = load_optimizers(CONFIG / "optimizers.yaml")
-    shapes = {tuple(sorted(p.shape)) for p in matrices.parameters()}
+    shapes = {tuple(sorted(as_matrices(p).shape[-2:])) for p in matrices.parameters()}
     coefficients = dict.fromkeys(shapes, TRIPLE)
 
     def ours(name: str, **arguments: Any) -> Callable[[nn.Module], Any]:
@@ -133,8 +134,9 @@ def polynomial_operations(matrices: HiddenMatrices) -> float:
     """
     total = 0
     for parameter in matrices.parameters():
-        small, large = sorted(parameter.flatten(1).shape)
-        total += NEWTON_SCHULZ_STEPS * (4 * small**2 * large + 2 * small**3)
+        *count, rows, columns = as_matrices(parameter).shape
+        small, large = sorted((rows, columns))
+        total += math.prod(count) * NEWTON_SCHULZ_STEPS * (4 * small**2 * large + 2 * small**3)
     return float(total)
 
 

@@ -40,10 +40,10 @@ def _one_metric_per_task(sweep: Sweep) -> list[str]:
 def _draw(sweep: Sweep, metrics: list[str], results: Results) -> Figure:
     columns = min(3, len(metrics))
     rows = -(-len(metrics) // columns)
-    size = (WIDTH, rows * (0.9 + 0.26 * len(sweep.optimizers)))
+    size = (WIDTH, rows * (0.9 + 0.26 * len(sweep.members)))
     figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
-    colour = colours(results.optimizers)
-    order = sweep.optimizers[::-1]
+    colour = colours(sweep.palette)
+    order = sweep.members[::-1]
     for ax in axes.flat[len(metrics) :]:
         ax.set_visible(False)
     for ax, metric in zip(axes.flat, metrics, strict=False):

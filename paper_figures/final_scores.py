@@ -27,12 +27,12 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
 
 
 def _draw(sweep: Sweep, metric: str, results: Results) -> Figure:
-    estimates = {name: sweep.estimate(metric, name) for name in sweep.optimizers}
+    estimates = {name: sweep.estimate(metric, name) for name in sweep.members}
     found = {name: estimate for name, estimate in estimates.items() if estimate is not None}
     best_last = sorted(
         found, key=lambda name: found[name].mean, reverse=not higher_is_better(metric)
     )
-    colour = colours(results.optimizers)
+    colour = colours(sweep.palette)
     figure, ax = plt.subplots(figsize=(WIDTH, 0.8 + 0.32 * len(found)))
     for place, name in enumerate(best_last):
         estimate = found[name]
@@ -42,6 +42,6 @@ def _draw(sweep: Sweep, metric: str, results: Results) -> Figure:
         ax.errorbar(estimate.mean, place, xerr=estimate.half_width if estimate.count > 1 else None,
                     fmt="D", color=colour[name], markersize=5, capsize=3)  # fmt: skip
     ax.set_yticks(range(len(best_last)), best_last)
-    ax.set(xlabel=NAMES[metric], title=f"{sweep.model} on {sweep.dataset}")
+    ax.set(xlabel=NAMES[metric], title=sweep.place)
     ax.margins(y=0.08)
     return figure

@@ -28,7 +28,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     for sweep in results.sweeps():
         counts = recorded(sweep, COUNTS, ("lower",))
         counts = counts[counts["optimizer"] == shown_optimizer(counts)]
-        shown = (sweep.model, sweep.dataset)
+        shown = (sweep.fixed, sweep.dataset)
         if not counts.empty and shown not in drawn:
             drawn.add(shown)
             quantiles = recorded(sweep, QUANTILES, ("probability",))
@@ -48,9 +48,7 @@ def _draw(sweep: Sweep, counts: pd.DataFrame, quantiles: pd.DataFrame, results: 
     right.plot(normal, normal, color="0.4", linewidth=0.8)
     right.plot(normal, means, "o", color=colour, markersize=4)
     right.set(xlabel="normal quantile", ylabel="gradient quantile (standard deviations)")
-    figure.suptitle(
-        f"{sweep.model} on {sweep.dataset}, trained with {optimizer}, step {step}", fontsize=10
-    )
+    figure.suptitle(f"{sweep.place}, trained with {optimizer}, step {step}", fontsize=10)
     return figure
 
 

@@ -36,7 +36,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
 
 
 def _draw(sweep: Sweep, results: Results) -> Figure:
-    estimates = {name: sweep.estimate(METRIC, name) for name in sweep.optimizers}
+    estimates = {name: sweep.estimate(METRIC, name) for name in sweep.members}
     found = {name: estimate for name, estimate in estimates.items() if estimate is not None}
     best_last = sorted(found, key=lambda name: found[name].mean, reverse=True)
     colour = colours(results.optimizers)
@@ -57,7 +57,7 @@ def _draw(sweep: Sweep, results: Results) -> Figure:
             _point(costs, cost, place, colour[name], filled=True)
     costs.axvline(0, color="0.4", linewidth=0.8)
     losses.set_yticks(range(len(best_last)), best_last)
-    losses.set(xlabel="test loss (nats)", title=f"{sweep.model} on {sweep.dataset}")
+    losses.set(xlabel="test loss (nats)", title=sweep.place)
     costs.set(xlabel="with minus without (nats)", title="cost of outliers")
     figure.legend(handles=_legend(), loc="outside lower center", ncols=2, frameon=False)
     return figure

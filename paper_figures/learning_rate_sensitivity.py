@@ -21,15 +21,15 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     return {
         f"learning_rate_sensitivity.{sweep.name}": (sweep.experiment, _draw(sweep, results))
         for sweep in results.sweeps()
-        if any(sweep.tuning(name).best is not None for name in sweep.optimizers)
+        if any(sweep.tuning(name).best is not None for name in sweep.members)
     }
 
 
 def _draw(sweep: Sweep, results: Results) -> Figure:
     figure, ax = plt.subplots(figsize=(WIDTH, HEIGHT))
-    colour, dash = colours(results.optimizers), dashes(results.optimizers)
+    colour, dash = colours(sweep.palette), dashes(sweep.palette)
     failed = []
-    for optimizer in sweep.optimizers:
+    for optimizer in sweep.members:
         tuning = sweep.tuning(optimizer)
         finite = {rate: loss for rate, loss in tuning.losses.items() if math.isfinite(loss)}
         failed += [(rate, optimizer) for rate in tuning.losses if rate not in finite]
@@ -42,6 +42,6 @@ def _draw(sweep: Sweep, results: Results) -> Figure:
     top = ax.get_ylim()[1]
     for rate, optimizer in failed:
         ax.plot(rate, top, "^", color=colour[optimizer], markersize=7, clip_on=False)
-    ax.set_title(f"{sweep.model} on {sweep.dataset}")
+    ax.set_title(sweep.place)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure

@@ -11,7 +11,7 @@ from harness.reporting.style import HEIGHT, WIDTH, colours, dashes
 ORDER = 10
 TITLE = "Loss over training"
 CAPTION = (
-    "Mean over the reporting seeds at each optimizer's chosen learning rate; bands span the lowest "
+    "Mean over the reporting seeds at each member's learning rate; bands span the lowest "
     "and highest seed."
 )
 PANELS = (("train/loss", "training loss (nats)"), ("validation/loss", "validation loss (nats)"))
@@ -28,27 +28,27 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
 
 def _draw(sweep: Sweep, results: Results) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, HEIGHT), sharey=True)
-    colour, dash = colours(results.optimizers), dashes(results.optimizers)
+    colour, dash = colours(sweep.palette), dashes(sweep.palette)
     reporting = sweep.records[sweep.records["role"] == "reporting"]
     for ax, (metric, label) in zip(axes, PANELS, strict=True):
         rows = reporting[reporting["metric"] == metric]
-        for optimizer in sweep.optimizers:
-            _curve(ax, rows[rows["optimizer"] == optimizer], optimizer, colour, dash)
+        for name in sweep.members:
+            _curve(ax, rows[rows[sweep.factor] == name], name, colour, dash)
         ax.set(xlabel="optimizer step", ylabel=label, yscale="log")
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter("{x:g}")
     handles, labels = axes[1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
-    figure.suptitle(f"{sweep.model} on {sweep.dataset}", fontsize=10)
+    figure.suptitle(sweep.place, fontsize=10)
     return figure
 
 
-def _curve(ax: Axes, rows: pd.DataFrame, optimizer: str, colour: dict, dash: dict) -> None:
+def _curve(ax: Axes, rows: pd.DataFrame, name: str, colour: dict, dash: dict) -> None:
     spread = rows.groupby("step")["value"].agg(["mean", "min", "max"]).astype(float)
     if spread.empty:
         return
     steps = spread.index.to_numpy(dtype=int)
     # Curves often coincide: a broken line above a solid one shows both.
-    ax.plot(steps, spread["mean"], label=optimizer, color=colour[optimizer], linewidth=1.4,
-            linestyle=dash[optimizer], zorder=2 if dash[optimizer] == "-" else 3)  # fmt: skip
-    ax.fill_between(steps, spread["min"], spread["max"], color=colour[optimizer], alpha=0.15, lw=0)
+    ax.plot(steps, spread["mean"], label=name, color=colour[name], linewidth=1.4,
+            linestyle=dash[name], zorder=2 if dash[name] == "-" else 3)  # fmt: skip
+    ax.fill_between(steps, spread["min"], spread["max"], color=colour[name], alpha=0.15, lw=0)

@@ -42,7 +42,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     for sweep in results.sweeps():
         rows = recorded(sweep, METRIC, ("layer", "coefficients"))
         rows = rows[rows["optimizer"] == shown_optimizer(rows)]
-        shown = (sweep.model, sweep.dataset, frozenset(rows["coefficients"]))
+        shown = (sweep.fixed, sweep.dataset, frozenset(rows["coefficients"]))
         if not rows.empty and shown not in drawn:
             drawn.add(shown)
             steps = results.plan["experiments"][sweep.experiment]["steps"]
@@ -72,7 +72,7 @@ def _draw(sweep: Sweep, rows: pd.DataFrame, steps: int, results: Results) -> Fig
         ax.yaxis.set_minor_formatter("")
     axes[0].set_ylabel("relative error")
     optimizer = rows["optimizer"].iloc[0]
-    figure.suptitle(f"{sweep.model} on {sweep.dataset}, trained with {optimizer}", fontsize=10)
+    figure.suptitle(f"{sweep.place}, trained with {optimizer}", fontsize=10)
     handles, _ = axes[0].get_legend_handles_labels()
     pale = Line2D([], [], linestyle="", marker="o", color="0.8", markersize=4, label="published")
     figure.legend(handles=[*handles, pale], loc="outside lower center", ncols=len(names) + 1,

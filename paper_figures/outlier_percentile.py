@@ -43,7 +43,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     groups: dict[tuple[str, str], list[Sweep]] = defaultdict(list)
     for sweep in results.sweeps():
         if _percentiles(sweep):
-            groups[sweep.model, sweep.dataset].append(sweep)
+            groups[sweep.fixed, sweep.dataset].append(sweep)
     return {
         f"outlier_percentile.{model}.{dataset}": (sweeps[-1].experiment, _draw(sweeps, results))
         for (model, dataset), sweeps in groups.items()
@@ -55,11 +55,11 @@ def _percentiles(sweep: Sweep) -> dict[float, Estimate]:
 
     Empty if there are fewer than two.
     """
-    if sweep.baseline not in sweep.optimizers:
+    if sweep.baseline not in sweep.members:
         return {}
     baseline, _ = _split(sweep, sweep.baseline)
     found = {}
-    for name in sweep.optimizers:
+    for name in sweep.members:
         (rest, percentile), estimate = _split(sweep, name), sweep.estimate(METRIC, name)
         if rest == baseline and percentile is not None and estimate is not None:
             found[percentile] = estimate
@@ -88,7 +88,7 @@ def _draw(sweeps: list[Sweep], results: Results) -> Figure:
         _reference(ax, estimate, COLOURS[condition], f"{name}, {condition}")
     ax.set_xticks(sorted({100 * percentile for s in sweeps for percentile in _percentiles(s)}))
     ax.set(xlabel="percentile of absolute values", ylabel="test loss (nats)",
-           title=f"{sweeps[0].model} on {sweeps[0].dataset}")  # fmt: skip
+           title=sweeps[0].place)  # fmt: skip
     figure.legend(*ax.get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 
@@ -105,7 +105,7 @@ def _unfiltered(
     Those of a sweep with outliers also without them, wherever the records have such runs.
     """
     for sweep in sweeps:
-        for name in sweep.optimizers:
+        for name in sweep.members:
             if _split(sweep, name)[1] is None:
                 for place in (without_outliers(results, sweep, name), sweep):
                     estimate = place.estimate(METRIC, name) if place else None

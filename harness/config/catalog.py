@@ -41,6 +41,20 @@ class Catalog:
     datasets: dict[str, Any]
     experiments: dict[str, Any]
 
+    def members_of(self, experiment: TrainExperiment) -> list[str]:
+        """Return what ``experiment`` compares: its optimizers or its models."""
+        if experiment.compare == "models":
+            return list(experiment.model_names.values())
+        return self.optimizers_of(experiment)
+
+    def models_of(
+        self, experiment: TrainExperiment | MeasureExperiment | ComputeExperiment
+    ) -> list[str]:
+        """Return the entries of ``models.yaml`` that ``experiment`` uses."""
+        if isinstance(experiment, MeasureExperiment):
+            return experiment.models
+        return list(experiment.model_names)
+
     def optimizers_of(self, experiment: TrainExperiment | MeasureExperiment) -> list[str]:
         """Return the optimizers of ``experiment``, each once, with ``all`` spelled out."""
         listed = experiment.optimizers
@@ -67,7 +81,7 @@ def load_catalog(folder: Path, scale_name: str) -> Catalog:
         scale_name=scale_name,
         scale=scale,
         optimizers=load_optimizers(folder / "optimizers.yaml"),
-        models=_entries(folder / "models.yaml", ModelSpec),
+        models=load_models(folder / "models.yaml"),
         datasets=_entries(folder / "datasets.yaml", DatasetSpec),
         experiments=_experiments(folder, scale_path, scale),
     )
@@ -82,21 +96,47 @@ def load_optimizers(path: Path) -> dict[str, OptimizerEntry]:
     Raises:
         UserError: For an invalid entry or an unknown ``variant_of`` or companion.
     """
-    raw = read_yaml(path)
-    entries = {}
-    for name, data in raw.items():
-        base = data.get("variant_of") if isinstance(data, dict) else None
-        if base is not None:
-            if base not in raw:
-                raise UserError(f"{path}: {name}.variant_of: found '{base}'{closest(base, raw)}")
-            if "variant_of" in raw[base]:
-                raise UserError(f"{path}: {name}.variant_of: '{base}' is itself a variant")
-            data = merge(raw[base], data)
-        entries[name] = validate(OptimizerEntry, data, f"{path}: {name}")
+    entries = {
+        name: validate(OptimizerEntry, data, f"{path}: {name}")
+        for name, data in _variants(path).items()
+    }
     for name, entry in entries.items():
         if entry.companion is not None:
             _check_companion(entries, name, entry.companion.use, path)
     return entries
+
+
+def load_models(path: Path) -> dict[str, Any]:
+    """Return the entries of ``path``; a variant is its base entry with its own keys laid over.
+
+    Raises:
+        UserError: For an invalid entry or an unknown ``variant_of``.
+    """
+    models = {}
+    for name, data in _variants(path).items():
+        own = {key: value for key, value in data.items() if key != "variant_of"}
+        models[name] = validate(ModelSpec, own, f"{path}: {name}")
+    return models
+
+
+def _variants(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the entries of a file, each laid over the one that its ``variant_of`` names."""
+    raw = read_yaml(path)
+    return {name: _laid_over_base(path, raw, name, ()) for name in raw}
+
+
+def _laid_over_base(
+    path: Path, raw: dict[str, Any], name: str, above: tuple[str, ...]
+) -> dict[str, Any]:
+    data = raw[name]
+    base = data.get("variant_of") if isinstance(data, dict) else None
+    if base is None:
+        return data
+    if base not in raw:
+        raise UserError(f"{path}: {name}.variant_of: found '{base}'{closest(base, raw)}")
+    if base in (name, *above):
+        raise UserError(f"{path}: {name}.variant_of: '{base}' is a variant of '{name}'")
+    return merge(_laid_over_base(path, raw, base, (name, *above)), data)
 
 
 def _check_companion(
@@ -149,14 +189,18 @@ def _check_references(
     experiment: TrainExperiment | MeasureExperiment | ComputeExperiment,
     where: str,
 ) -> None:
+    models = catalog.models_of(experiment)
+    _known(models, catalog.models, f"{where}: models")
     if isinstance(experiment, ComputeExperiment):
         return
     optimizers = catalog.optimizers_of(experiment)
     _known(optimizers, [*catalog.optimizers, "all"], f"{where}: optimizers")
-    _known([experiment.baseline], optimizers, f"{where}: baseline")
-    _known(experiment.models, catalog.models, f"{where}: models")
+    members = (
+        catalog.members_of(experiment) if isinstance(experiment, TrainExperiment) else optimizers
+    )
+    _known([experiment.baseline], members, f"{where}: baseline")
     for name in optimizers:
-        _check_recording(catalog, name, experiment.models)
+        _check_recording(catalog, name, models)
     if isinstance(experiment, TrainExperiment):
         _known(experiment.datasets, catalog.datasets, f"{where}: datasets")
         _check_task(catalog, experiment, where)
@@ -178,7 +222,9 @@ def _check_recording(catalog: Catalog, name: str, models: list[str]) -> None:
     _known([recording.experiment], trained, f"{where}.experiment")
     experiment = trained[recording.experiment]
     _known([recording.optimizer], catalog.optimizers_of(experiment), f"{where}.optimizer")
-    _known(models, experiment.models, f"{where}.experiment: models of '{recording.experiment}'")
+    _known(
+        models, experiment.model_names, f"{where}.experiment: models of '{recording.experiment}'"
+    )
     if experiment.training.recording_interval is None:
         raise UserError(f"{where}.experiment: found '{recording.experiment}', expected an "
                         "experiment with training.recording_interval")  # fmt: skip
@@ -193,7 +239,7 @@ def _check_task(catalog: Catalog, experiment: TrainExperiment, where: str) -> No
         if catalog.datasets[name].kind != kind:
             raise UserError(f"{where}: datasets: '{name}' holds {catalog.datasets[name].kind}, "
                             f"expected {kind} for task {experiment.task}")  # fmt: skip
-    for name in experiment.models:
+    for name in experiment.model_names:
         if (catalog.models[name].family == "decoder") != (experiment.task == "language"):
             raise UserError(f"{where}: models: '{name}' is of family "
                             f"{catalog.models[name].family}, which does not fit task "

@@ -21,14 +21,17 @@ class ValueEvidence(Spec):
 
 
 class ComparisonEvidence(Spec):
-    """The paired difference of two optimizers on every sweep of an experiment."""
+    """The paired difference of two members on every sweep of an experiment."""
 
     experiment: str
     metric: str
-    compare: tuple[str, str] = Field(description="first and second optimizer")
-    claimed: Literal["first_lower", "first_higher"] = Field(
-        description="which sign of first minus second the claim predicts"
+    compare: tuple[str, str] = Field(
+        description="first and second member: optimizers or models, what the experiment compares"
     )
+    claimed: Literal["first_lower", "first_higher"] | None = Field(
+        None, description="which sign of first minus second the claim predicts; rule ordering"
+    )
+    relative: bool = Field(False, description="divide by the second, seed by seed")
 
 
 class LabelEvidence(Spec):
@@ -74,7 +77,9 @@ class Claim(Spec):
     tolerance: NonNegativeFloat | None = Field(None, description="relative, for exact and value")
     low: float | None = Field(None, description="smallest value that a bound allows")
     high: float | None = Field(None, description="largest value that a bound allows")
-    scale: str = Field("any", description="the scale at which the claim was made")
+    scale: str = Field(
+        "any", description="the scale at which the claim was made; values and bounds wait for it"
+    )
     evidence: ValueEvidence | OrderingEvidence | None = None
     nothing: str | None = Field(None, description="why there is no evidence to be had here")
 
@@ -87,9 +92,15 @@ class Claim(Spec):
             raise ValueError(f"rule {self.rule} needs `value` and `tolerance`")
         if self.rule == "bound" and self.evidence and self.low is None and self.high is None:
             raise ValueError("rule bound needs `low` or `high`")
-        if self.rule == "ordering" and isinstance(self.evidence, ValueEvidence):
+        if self.rule == "ordering" and self.evidence and self.sign is None:
             raise ValueError("rule ordering needs evidence with two sides and `claimed`")
         return self
+
+    @property
+    def sign(self) -> int | None:
+        """The sign that the claim predicts for a difference; None if it predicts none."""
+        claimed = getattr(self.evidence, "claimed", None)
+        return None if claimed is None else {"first_lower": -1, "first_higher": 1}[claimed]
 
     @property
     def experiments(self) -> tuple[str, ...]:

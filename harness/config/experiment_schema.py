@@ -105,16 +105,41 @@ class Seeds(Spec):
         return self
 
 
+class Speculation(Spec):
+    """Self-speculative decoding of held-out text by models with multi-token prediction."""
+
+    prompts: PositiveInt
+    prompt_tokens: PositiveInt
+    new_tokens: PositiveInt
+    rounds: PositiveInt = Field(3, description="interleaved repetitions of the timing")
+
+
 class Evaluation(Spec):
     """Tasks of lm-eval on the reported checkpoints; language only."""
 
     tasks: list[str] = Field(min_length=1, description="names in config/tasks.yaml or of lm-eval")
     documents: PositiveInt | None = Field(None, description="per task; none: all")
     batch_size: PositiveInt = 16
+    speculation: Speculation | None = None
+
+
+ModelNames = Annotated[
+    list[str] | dict[str, str],
+    Field(description="names in config/models.yaml; a mapping gives each the name under which it "
+          "is compared, the same at every scale"),
+]  # fmt: skip
+
+
+def _shown_names(models: list[str] | dict[str, str]) -> dict[str, str]:
+    pairs = models.items() if isinstance(models, dict) else zip(models, models, strict=True)
+    return {entry: name for name, entry in pairs}
 
 
 class TrainExperiment(Spec):
-    """A sweep: every optimizer on every model and dataset, tuned and then reported."""
+    """A sweep: every optimizer on every model and dataset, tuned and then reported.
+
+    What it compares are the optimizers on each model, or the models under each optimizer.
+    """
 
     kind: Literal["train"]
     title: str
@@ -124,12 +149,21 @@ class TrainExperiment(Spec):
         description="names; `all`, alone or in the list: every entry of config/optimizers.yaml "
         "that is not a variant"
     )
-    baseline: str = Field(description="the optimizer that differences are taken against")
-    models: list[str] = Field(min_length=1)
+    compare: Literal["optimizers", "models"] = "optimizers"
+    baseline: str = Field(description="the optimizer or model that differences are taken against")
+    models: ModelNames = Field(min_length=1)
     datasets: list[str] = Field(min_length=1)
+    learning_rate: PositiveFloat | None = Field(
+        None, description="one for all, to compare at equal hyperparameters; none: tuned"
+    )
     training: Training
     seeds: Seeds
     evaluation: Evaluation | None = None
+
+    @property
+    def model_names(self) -> dict[str, str]:
+        """Entries of ``config/models.yaml`` and the names under which they are compared."""
+        return _shown_names(self.models)
 
     @model_validator(mode="after")
     def _task_options(self) -> "TrainExperiment":
@@ -142,6 +176,11 @@ class TrainExperiment(Spec):
             raise ValueError("training.recording_interval is for task language only")
         if self.evaluation and not language:
             raise ValueError("evaluation (lm-eval) is for task language only")
+        if len(self.model_names) < len(self.models):
+            raise ValueError("models names one entry twice, expected distinct entries")
+        if self.learning_rate is not None and self.compare == "optimizers":
+            raise ValueError("learning_rate is for `compare: models` only: optimizers are compared "
+                             "at rates tuned for each")  # fmt: skip
         return self
 
 
@@ -165,8 +204,19 @@ class ComputeExperiment(Spec):
     title: str
     question: str
     function: str = Field(description="import path; returns a list of records")
+    models: ModelNames = Field(
+        default_factory=list, description="their specifications go to the argument `models`"
+    )
     arguments: dict[str, Any] = Field(default_factory=dict)
+    timed: bool = Field(
+        False, description="measures time: runs alone, on the device in the argument `device`"
+    )
     version: PositiveInt = Field(1, description="raised when a change of the code changes results")
+
+    @property
+    def model_names(self) -> dict[str, str]:
+        """Entries of ``config/models.yaml`` and the names that the function gets for them."""
+        return _shown_names(self.models)
 
 
 ExperimentSpec = Annotated[

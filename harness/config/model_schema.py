@@ -2,69 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from harness.config.base import Spec
-
-
-class GroupedQueryAttention(Spec):
-    """Attention with ``num_key_value_heads`` shared by groups of query heads.
-
-    As many key-value heads as query heads is multi-head attention, one is multi-query attention.
-    """
-
-    kind: Literal["gqa"] = "gqa"
-    num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt
-    head_dim: PositiveInt | None = Field(None, description="none: hidden_size over query heads")
-
-    @model_validator(mode="after")
-    def _groups(self) -> "GroupedQueryAttention":
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_key_value_heads {self.num_key_value_heads} does not divide "
-                f"num_attention_heads {self.num_attention_heads}"
-            )
-        return self
-
-
-class SwiGLU(Spec):
-    """The gated feed-forward of Llama: down(silu(gate(x)) * up(x))."""
-
-    kind: Literal["swiglu"] = "swiglu"
-    intermediate_size: PositiveInt
-
-
-class DecoderSpec(Spec):
-    """A Llama-style decoder: RMSNorm, rotary positions, pre-norm residual blocks, no biases."""
-
-    family: Literal["decoder"]
-    vocab_size: PositiveInt | None = Field(None, description="none: that of the tokenizer")
-    hidden_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    attention: GroupedQueryAttention
-    feed_forward: SwiGLU
-    rope_theta: PositiveFloat = 10000.0
-    rms_norm_eps: PositiveFloat = 1e-5
-    tie_word_embeddings: bool = False
-    initializer_range: PositiveFloat = 0.02
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.attention.head_dim or self.hidden_size // self.attention.num_attention_heads
-
-    @model_validator(mode="after")
-    def _heads(self) -> "DecoderSpec":
-        heads = self.attention.num_attention_heads
-        if self.attention.head_dim is None and self.hidden_size % heads:
-            raise ValueError(
-                f"num_attention_heads {heads} does not divide hidden_size {self.hidden_size}; "
-                "expected a divisor, or attention.head_dim"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd, rotary positions need an even one")
-        return self
+from harness.config.decoder_schema import DecoderSpec
 
 
 class VitSpec(Spec):

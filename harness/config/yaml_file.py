@@ -50,11 +50,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with ``overlay`` laid over it; mappings merge, anything else replaces."""
+    """Return ``base`` with ``overlay`` laid over it; mappings merge, anything else replaces.
+
+    So does a mapping of another ``kind``, whose keys mean something else.
+    """
     merged = dict(base)
     for key, value in overlay.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = merge(merged[key], value)
+        below = merged.get(key)
+        if isinstance(value, dict) and isinstance(below, dict) and _same_kind(below, value):
+            merged[key] = merge(below, value)
         else:
             merged[key] = value
     return merged
+
+
+def _same_kind(base: dict[str, Any], overlay: dict[str, Any]) -> bool:
+    return overlay.get("kind", base.get("kind")) == base.get("kind")

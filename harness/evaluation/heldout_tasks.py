@@ -12,7 +12,8 @@ from harness.errors import UserError
 from harness.files import write_atomically
 
 CONTINUATION, BITS_PER_BYTE = "heldout_continuation", "heldout_bits_per_byte"
-HELDOUT_TASKS = (CONTINUATION, BITS_PER_BYTE)
+COMPLETION = "heldout_completion"
+HELDOUT_TASKS = (CONTINUATION, BITS_PER_BYTE, COMPLETION)
 CONTEXT_CHARACTERS = 160
 CONTINUATION_CHARACTERS = 48
 CHOICES = 4
@@ -25,6 +26,8 @@ def write_heldout_tasks(documents: Sequence[str], folder: Path, seed: int, count
 
     ``heldout_continuation``: which of four continuations follows the context; three come from other
     places of the held-out text. ``heldout_bits_per_byte``: the loss on whole pieces of text.
+    ``heldout_completion``: the character n-grams (chrF; Popovic, WMT 2015) that a greedy completion
+    of the context shares with the true one.
 
     Args:
         documents: Held-out texts.
@@ -47,6 +50,9 @@ def write_heldout_tasks(documents: Sequence[str], folder: Path, seed: int, count
     texts = [text[:DOCUMENT_CHARACTERS] for text in usable]
     generator.shuffle(texts)
     _write(folder, CONTINUATION, questions, _CONTINUATION)
+    completions = [{"context": question["context"], "truth": question["choices"][question["answer"]]}
+                   for question in questions]  # fmt: skip
+    _write(folder, COMPLETION, completions, _COMPLETION)
     _write(folder, BITS_PER_BYTE, [{"text": text} for text in texts[:count]], _BITS_PER_BYTE)
 
 
@@ -67,6 +73,27 @@ _BITS_PER_BYTE: dict[str, Any] = {
     "doc_to_text": "",
     "doc_to_target": "{{text}}",
     "metric_list": [{"metric": "bits_per_byte"}, {"metric": "byte_perplexity"}],
+}
+_COMPLETION: dict[str, Any] = {
+    "output_type": "generate_until",
+    "doc_to_text": "{{context}}",
+    "doc_to_target": "{{truth}}",
+    # At most one token per character; what is longer than the truth is cut off.
+    "generation_kwargs": {"until": [], "max_gen_toks": CONTINUATION_CHARACTERS},
+    "filter_list": [
+        {
+            "name": "none",
+            "filter": [
+                {
+                    "function": "regex",
+                    "regex_pattern": rf"^([\s\S]{{0,{CONTINUATION_CHARACTERS}}})",
+                    "fallback": "",
+                },
+                {"function": "take_first"},
+            ],
+        }
+    ],
+    "metric_list": [{"metric": "chrf"}],
 }
 
 

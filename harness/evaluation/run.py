@@ -10,6 +10,8 @@ from harness.errors import UserError, closest
 from harness.evaluation.heldout_tasks import HELDOUT_TASKS
 from harness.evaluation.language_model import HarnessLM
 
+UNITS = {"bits_per_byte": "bit/B", "chrf": "%"}
+
 
 def evaluate_language_model(
     model: HarnessLM, tasks: Sequence[str], embedded: Path, documents: int | None, cache: Path
@@ -87,7 +89,7 @@ def _records(task: str, scores: dict[str, Any], labels: dict[str, Any]) -> list[
     for key, value in scores.items():
         name, _, filter_name = key.partition(",")
         if filter_name == "none" and isinstance(value, float):
-            unit = "bit/B" if name.startswith("bits_per_byte") else "1"
+            unit = UNITS.get(name.removesuffix("_stderr"), "1")
             records.append({"metric": f"lm_eval/{task}/{name}", "value": value, "unit": unit,
                             "labels": labels})  # fmt: skip
     return records

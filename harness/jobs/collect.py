@@ -6,12 +6,17 @@ from typing import Any
 
 import pandas as pd
 
+from harness.config.base import validate
+from harness.config.model_schema import ModelSpec
 from harness.files import write_json
 from harness.jobs.context import Context
+from harness.models.counts import CacheContent, cached_elements
 from harness.plan.job import Job
 from harness.plan.summary import summarise
 from harness.records.run_folder import require_summary
 from harness.records.store import RECORD_COLUMNS, RUN_COLUMNS, write_table
+
+BFLOAT16_BYTES = 2
 
 
 def collect(context: Context) -> None:
@@ -66,12 +71,22 @@ def _whole_run(job: Job, summary: dict[str, Any]) -> list[dict[str, Any]]:
         ("throughput", summary["examples_per_second"], examples),
         ("memory/peak", summary["peak_memory_bytes"], "B"),
         ("parameters", summary["parameters"], "1"),
+        ("cache/bytes_per_token", _cache_bytes(job.work[0].spec), "B"),
     ]
     return [
         {"metric": metric, "value": value, "unit": unit}
         for metric, value, unit in values
         if value is not None
     ]
+
+
+def _cache_bytes(spec: dict[str, Any]) -> int | None:
+    """Return what decoding keeps per token of one sequence in bfloat16; None without decoding."""
+    if spec["task"] != "language":
+        return None
+    model = validate(ModelSpec, spec["model"], "model")
+    content: CacheContent = "latent" if model.attention.kind == "mla" else "heads"
+    return BFLOAT16_BYTES * model.num_hidden_layers * cached_elements(model, content)
 
 
 def _unreported(context: Context, job: Job) -> list[dict[str, Any]]:

@@ -1,16 +1,20 @@
-"""The job that runs lm-eval on the checkpoints of one training job."""
+"""The job that runs lm-eval on the checkpoints of one training job, and lets them speculate.
+
+Shape suffixes: P prompts, T positions.
+"""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from harness.config.base import validate
 from harness.config.model_schema import ModelSpec
-from harness.data.text import read_heldout, read_manifest
+from harness.data.text import TokenStream, read_heldout, read_manifest
 from harness.data.tokenizers import load_tokenizer
 from harness.errors import UserError
 from harness.evaluation.heldout_tasks import write_heldout_tasks
@@ -18,7 +22,9 @@ from harness.evaluation.language_model import HarnessLM
 from harness.evaluation.run import evaluate_language_model
 from harness.files import write_json
 from harness.jobs.context import Context
+from harness.measurement.speculation import measure_speculation
 from harness.models import build_model
+from harness.models.decoder import Decoder
 from harness.plan.identity import digest
 from harness.plan.job import Job
 from harness.records.run_folder import RunFolder, require_summary
@@ -67,8 +73,19 @@ def _scores(
         batch_size=spec["batch_size"],
     )
     scores = evaluate_language_model(model, spec["tasks"], tasks, spec["documents"], data / "cache")
+    decoder = cast(Decoder, model.model)
+    if spec["speculation"] is not None and decoder.prediction is not None:
+        scores += _speculation(decoder, spec["speculation"], data)
     write_json(path, scores)
     return scores
+
+
+def _speculation(model: Decoder, spec: dict[str, Any], data: Path) -> list[dict[str, Any]]:
+    """Return how decoding speculates after prompts spread evenly over the held-out text."""
+    stream, length = TokenStream(data, "test"), spec["prompt_tokens"]
+    starts = np.linspace(0, len(stream) - length, spec["prompts"]).astype(int)
+    prompts_PT = torch.from_numpy(np.stack([stream.read(int(s), length) for s in starts]))
+    return measure_speculation(model, prompts_PT, spec["new_tokens"], spec["rounds"])
 
 
 def _load_model(folder: RunFolder, summary: dict[str, Any], data: Path) -> nn.Module:

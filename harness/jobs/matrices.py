@@ -12,6 +12,7 @@ from harness.jobs.context import Context
 from harness.models import build_model
 from harness.optimizers import route_parameters
 from harness.optimizers.calibration import Shape
+from harness.optimizers.matrices import named_matrices
 from harness.plan.recordings import recording_jobs
 from harness.records.snapshots import read_snapshots
 
@@ -24,8 +25,8 @@ class Matrix:
     """A hidden matrix.
 
     Attributes:
-        shape: Smaller and larger side. Convolution kernels count as (output channels, rest), as the
-            optimizer sees them.
+        shape: Smaller and larger side. Convolution kernels count as (output channels, rest) and
+            batches as their matrices, as the optimizer sees them.
         layer: One of the model's ``layer_kinds``; None for any other.
     """
 
@@ -34,7 +35,7 @@ class Matrix:
 
 
 def hidden_matrices(model: str, context: Context) -> dict[str, Matrix]:
-    """Return the hidden matrices of a model of the catalog by parameter name."""
+    """Return the hidden matrices of a model of the catalog by name, as ``named_matrices`` says."""
     spec = context.catalog.models[model]
     with torch.device("meta"):
         built = build_model(spec, vocab_size=BYTES if spec.family == "decoder" else None)
@@ -43,9 +44,10 @@ def hidden_matrices(model: str, context: Context) -> dict[str, Matrix]:
     matrices = {}
     for name, route in route_parameters(built).items():
         if route == "matrix":
-            smaller, larger = sorted(parameters[name].flatten(1).shape)
             layer = next((kind for kind, part in kinds.items() if re.search(part, name)), None)
-            matrices[name] = Matrix((smaller, larger), layer)
+            for matrix_name, matrix in named_matrices(name, parameters[name]).items():
+                smaller, larger = sorted(matrix.shape)
+                matrices[matrix_name] = Matrix((smaller, larger), layer)
     return matrices
 
 

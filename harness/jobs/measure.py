@@ -1,4 +1,4 @@
-"""The job that times optimizer steps side by side on the parameters of a model."""
+"""The jobs that measure time: optimizer steps, or what a function of the configuration times."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,6 +9,7 @@ from torch import nn
 from harness.config.base import validate
 from harness.config.model_schema import ModelSpec
 from harness.jobs.calibrate import calibrated_triples
+from harness.jobs.compute import compute
 from harness.jobs.context import Context
 from harness.jobs.matrices import BYTES
 from harness.measurement.optimizer_step import time_optimizer_steps
@@ -22,8 +23,10 @@ LEARNING_RATE = 1e-3
 
 
 def measure(job: Job, context: Context) -> dict[str, Any]:
-    """Return one record per optimizer and round."""
+    """Return one record per optimizer and round, or what the function of ``job`` returns."""
     [item] = job.work
+    if "function" in item.spec:
+        return compute(job, context)
     model_spec = validate(ModelSpec, item.spec["model"], f"models.yaml: {item.factors.model}")
 
     def builder(spec: Mapping[str, Any]) -> Callable[[nn.Module], Any]:

@@ -29,16 +29,18 @@ def train(job: Job, context: Context) -> dict[str, Any]:
 
     If every trial diverged there is nothing to report: the result says so instead of runs.
     """
-    rate = best_learning_rate(job, context)
-    if rate is None:
-        return {"runs": [], "reason": "every learning rate of the grid diverged or failed"}
-    work = [
-        Work(
-            factors=replace(item.factors, learning_rate=rate),
-            spec=item.spec | {"learning_rate": rate},
-        )
-        for item in job.work
-    ]
+    work = list(job.work)
+    if any("learning_rate" not in item.spec for item in work):
+        rate = best_learning_rate(job, context)
+        if rate is None:
+            return {"runs": [], "reason": "every learning rate of the grid diverged or failed"}
+        work = [
+            Work(
+                factors=replace(item.factors, learning_rate=rate),
+                spec=item.spec | {"learning_rate": rate},
+            )
+            for item in work
+        ]
     return {"runs": _train(job, context, work, role="reporting")}
 
 

@@ -1,7 +1,6 @@
-"""A Llama-style decoder.
+"""A decoder: one Transformer whose attention, feed-forward and prediction heads are parts.
 
-Shape suffixes: B batch, T positions, D hidden size, N query heads, K key-value heads, H head width,
-V vocabulary.
+Shape suffixes: B batch, T positions, D hidden size, V vocabulary.
 """
 
 from typing import ClassVar
@@ -10,14 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.config.model_schema import DecoderSpec
+from harness.config.decoder_schema import DecoderSpec, SwiGLU
+from harness.models.attention import make_attention
+from harness.models.cache import Cache, CacheForm, make_layer_cache
+from harness.models.feed_forward import FeedForward
+from harness.models.mixture import Mixture
+from harness.models.multi_token import PredictionModules
+from harness.models.rotary import Rotation, rotary_angles
+from harness.numerics.scaling import round_in_tiles
 
 
 class Decoder(nn.Module):
     """Token embedding, pre-norm residual blocks, a final norm and an output head.
 
-    Follows Llama (Touvron et al., arXiv 2302.13971; grouped queries: Ainslie et al., arXiv
-    2305.13245), weight for weight as in the `transformers` implementation.
+    With grouped-query attention and SwiGLU it is Llama (Touvron et al., arXiv 2302.13971), with
+    latent attention and experts DeepSeek-V3 (arXiv 2412.19437), weight for weight as in the
+    `transformers` implementations.
 
     Attributes:
         companion_parameters: Patterns of the parameters that are not hidden matrices.
@@ -25,115 +32,194 @@ class Decoder(nn.Module):
     """
 
     layer_kinds: ClassVar[dict[str, str]] = {
-        "mlp_up": r"\.feed_forward\.up\.",
-        "mlp_down": r"\.feed_forward\.down\.",
-        "attention_qkv": r"\.attention\.(query|key|value)\.",
+        "mlp_up": r"\.feed_forward\.(shared\.)?up(\.|$)",
+        "mlp_down": r"\.feed_forward\.(shared\.)?down(\.|$)",
+        "attention_qkv": (
+            r"\.attention\.(query|key|value|query_(down|up)|key_value_(down|up)|key_rope)\."
+        ),
         "attention_out": r"\.attention\.output\.",
     }
 
     def __init__(self, spec: DecoderSpec, vocab_size: int) -> None:
         super().__init__()
+        self.spec = spec
         self.embedding = nn.Embedding(vocab_size, spec.hidden_size)
-        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.num_hidden_layers))
+        self.blocks = nn.ModuleList(Block(spec, layer) for layer in range(spec.num_hidden_layers))
         self.norm = nn.RMSNorm(spec.hidden_size, eps=spec.rms_norm_eps)
         self.head = nn.Linear(spec.hidden_size, vocab_size, bias=False)
         self.companion_parameters: tuple[str, ...] = (r"^embedding\.", r"^head\.")
-        for parameter in self.parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=spec.initializer_range)
+        _initialise(self, spec)
         if spec.tie_word_embeddings:
             self.head.weight = self.embedding.weight
             self.companion_parameters = (r"^embedding\.",)
-        self.rope_theta, self.head_dim = spec.rope_theta, spec.head_dim
+        if self.mixtures:
+            # Like the output head, the gate tells classes apart: a row of it is one expert.
+            self.companion_parameters += (r"\.router\.",)
+        # Last, so that a seed draws the same main model with and without prediction.
+        self.prediction: PredictionModules | None = None
+        if spec.prediction is not None:
+            last = spec.num_hidden_layers - 1
+            blocks = [Block(spec, last) for _ in range(spec.prediction.depth)]
+            self.prediction = PredictionModules(spec, blocks)
+            _initialise(self.prediction, spec)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
+    def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """Return logits (B x T x V) for the token after each position."""
-        return self.head(self.features(tokens_BT))
+        return self.head(self.features(tokens_BT, cache))
 
-    def features(self, tokens_BT: Tensor) -> Tensor:
-        """Return the normalised states (B x T x D) that the output head reads."""
-        rotation = rotary_angles(
-            tokens_BT.shape[1], self.head_dim, self.rope_theta, tokens_BT.device
-        )
-        x_BTD = self.embedding(tokens_BT)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, rotation)
-        return self.norm(x_BTD)
+    def features(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """Return the normalised states (B x T x D) that the output head reads.
+
+        Args:
+            tokens_BT: Token ids; with a cache, those after the positions that it holds.
+            cache: Of ``new_cache``; takes in the new positions. For use without gradients.
+        """
+        return self.norm(self._stream(tokens_BT, cache))
+
+    def new_cache(
+        self,
+        batch_size: int,
+        capacity: int,
+        *,
+        form: CacheForm = "absorbed",
+        dtype: torch.dtype | None = None,
+    ) -> Cache:
+        """Return an empty cache on the model's device.
+
+        Args:
+            batch_size: Sequences.
+            capacity: Positions of each.
+            form: What latent attention keeps; grouped-query attention keeps keys and values.
+            dtype: None for that of the weights.
+        """
+        weight = self.embedding.weight
+        modules = 0 if self.prediction is None else len(self.prediction)
+        layers = [
+            make_layer_cache(
+                self.spec, batch_size, capacity, form, dtype or weight.dtype, weight.device
+            )
+            for _ in range(len(self.blocks) + modules)
+        ]
+        return Cache(layers, capacity)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Return the mean cross-entropy in nats of ``targets_BT``; -100 is ignored."""
-        logits_BTV = self(tokens_BT)
-        return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
+        return cross_entropy(self(tokens_BT), targets_BT)
+
+    def objective(
+        self, tokens_BT: Tensor, targets_BT: Tensor, progress: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return what training minimises, and the mean cross-entropy that is part of it.
+
+        Args:
+            tokens_BT: Token ids.
+            targets_BT: The token after each; -100 is ignored.
+            progress: Share of the training steps taken so far, for weights that change.
+        """
+        features_BTD = self.features(tokens_BT)
+        loss = cross_entropy(self.head(features_BTD), targets_BT)
+        objective = loss
+        if self.prediction is not None:
+            embedded_BTD = self.embedding(tokens_BT)
+            objective = objective + self.prediction.loss(
+                features_BTD, embedded_BTD, targets_BT, self.head, progress
+            )
+        for mixture in self.mixtures:
+            objective = objective + mixture.balance_loss
+        return objective, loss
+
+    def after_step(self, progress: float) -> None:
+        """Move the routing biases; to be called after each optimizer step.
+
+        Args:
+            progress: Share of the training steps taken so far.
+        """
+        for mixture in self.mixtures:
+            mixture.after_step(progress)
+
+    def statistics(self) -> dict[str, float]:
+        """Return the load of the experts since the last call: mean over layers, and by layer."""
+        layers = [mixture.statistics() for mixture in self.mixtures]
+        means = {
+            f"moe/{name}": sum(layer[name] for layer in layers) / len(layers)
+            for name in (layers[0] if layers else ())
+        }
+        each = {
+            f"moe/layer_{place}/{name}": value
+            for place, layer in enumerate(layers)
+            for name, value in layer.items()
+        }
+        return means | each
+
+    @property
+    def mixtures(self) -> list[Mixture]:
+        """The mixtures of experts, first layer first."""
+        return [module for module in self.modules() if isinstance(module, Mixture)]
+
+    def _stream(self, tokens_BT: Tensor, cache: Cache | None) -> Tensor:
+        x_BTD = self.embedding(tokens_BT)
+        start = 0 if cache is None else cache.length
+        rotation = rotary_angles(
+            start, tokens_BT.shape[1], self.spec.rotary_dim, self.spec.rope_theta, x_BTD.device
+        )
+        for index, block in enumerate(self.blocks):
+            layer = None if cache is None else cache.layers[index]
+            x_BTD = block(x_BTD, rotation, layer, start)
+        if cache is not None:
+            cache.length += tokens_BT.shape[1]
+        return x_BTD
 
 
 class Block(nn.Module):
     """Attention and feed-forward, each behind its own norm and on the residual stream."""
 
-    def __init__(self, spec: DecoderSpec) -> None:
+    def __init__(self, spec: DecoderSpec, layer: int) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(spec.hidden_size, eps=spec.rms_norm_eps)
-        self.attention = Attention(spec)
+        self.attention = make_attention(spec)
         self.feed_forward_norm = nn.RMSNorm(spec.hidden_size, eps=spec.rms_norm_eps)
-        self.feed_forward = FeedForward(spec)
-
-    def forward(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the residual stream (B x T x D) after this block."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation)
-        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
-
-
-class Attention(nn.Module):
-    """Causal grouped-query attention with rotary positions."""
-
-    def __init__(self, spec: DecoderSpec) -> None:
-        super().__init__()
-        self.head_dim = spec.head_dim
-        queries = spec.attention.num_attention_heads * self.head_dim
-        keys = spec.attention.num_key_value_heads * self.head_dim
-        self.query = nn.Linear(spec.hidden_size, queries, bias=False)
-        self.key = nn.Linear(spec.hidden_size, keys, bias=False)
-        self.value = nn.Linear(spec.hidden_size, keys, bias=False)
-        self.output = nn.Linear(queries, spec.hidden_size, bias=False)
-
-    def forward(self, x_BTD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """Return what each position reads from itself and earlier ones (B x T x D)."""
-        heads = (len(x_BTD), x_BTD.shape[1], -1, self.head_dim)
-        q_BNTH = rotate(self.query(x_BTD).view(heads).transpose(1, 2), rotation)
-        k_BKTH = rotate(self.key(x_BTD).view(heads).transpose(1, 2), rotation)
-        v_BKTH = self.value(x_BTD).view(heads).transpose(1, 2)
-        mixed_BNTH = F.scaled_dot_product_attention(
-            q_BNTH, k_BKTH, v_BKTH, is_causal=True, enable_gqa=q_BNTH.shape[1] != k_BKTH.shape[1]
+        self.combine = spec.combine
+        dense = spec.feed_forward_of(layer)
+        self.feed_forward: nn.Module = (
+            FeedForward(spec.hidden_size, dense.intermediate_size, spec.linear)
+            if isinstance(dense, SwiGLU)
+            else Mixture(spec)
         )
-        return self.output(mixed_BNTH.transpose(1, 2).flatten(2))
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation,
+        layer: dict[str, Tensor] | None = None,
+        start: int = 0,
+    ) -> Tensor:
+        """Return the residual stream (B x T x D) after this block.
+
+        Args:
+            x_BTD: The stream before it.
+            rotation: Of these positions.
+            layer: This block's tensors of a cache, if there is one.
+            start: First position.
+        """
+        attended_BTD = self.attention(self.attention_norm(x_BTD), rotation, layer, start)
+        x_BTD = x_BTD + self._combined(attended_BTD)
+        return x_BTD + self._combined(self.feed_forward(self.feed_forward_norm(x_BTD)))
+
+    def _combined(self, y_BTD: Tensor) -> Tensor:
+        """Return a branch's output as its combine delivers it; the gradient passes unchanged."""
+        if self.combine is None:
+            return y_BTD
+        return (
+            y_BTD + (round_in_tiles(y_BTD, self.combine.format, self.combine.tile) - y_BTD).detach()
+        )
 
 
-class FeedForward(nn.Module):
-    """SwiGLU (Shazeer, arXiv 2002.05202): down(silu(gate(x)) * up(x))."""
-
-    def __init__(self, spec: DecoderSpec) -> None:
-        super().__init__()
-        width = spec.feed_forward.intermediate_size
-        self.gate = nn.Linear(spec.hidden_size, width, bias=False)
-        self.up = nn.Linear(spec.hidden_size, width, bias=False)
-        self.down = nn.Linear(width, spec.hidden_size, bias=False)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Return the transformed states (B x T x D)."""
-        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+def _initialise(module: nn.Module, spec: DecoderSpec) -> None:
+    for parameter in module.parameters():
+        if parameter.ndim >= 2:
+            nn.init.normal_(parameter, std=spec.initializer_range)
 
 
-def rotary_angles(
-    length: int, head_dim: int, theta: float, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine (T x H) of the rotary angles (Su et al., arXiv 2104.09864)."""
-    exponent = torch.arange(0, head_dim, 2, device=device).float() / head_dim
-    frequency = theta**-exponent
-    angle_TH = torch.outer(torch.arange(length, device=device).float(), frequency).repeat(1, 2)
-    return angle_TH.cos(), angle_TH.sin()
-
-
-def rotate(x_BNTH: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Return ``x_BNTH`` with its halves rotated against each other by position."""
-    cosine_TH, sine_TH = (part.to(x_BNTH.dtype) for part in rotation)
-    first, second = x_BNTH.chunk(2, dim=-1)
-    return x_BNTH * cosine_TH + torch.cat((-second, first), dim=-1) * sine_TH
+def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Return the mean cross-entropy in nats; targets of -100 are ignored."""
+    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())

@@ -1,7 +1,7 @@
 """Any optimizer from its entry in ``config/optimizers.yaml``."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import UserError, closest
+from harness.optimizers.matrices import is_batch
 from harness.optimizers.routing import route_parameters
 
 Coefficients = Mapping[tuple[int, int], tuple[float, float, float]]
@@ -19,7 +20,11 @@ class Orthogonalizing(Protocol):
     """An optimizer that can say what it orthogonalises."""
 
     def direction(self, parameter: Tensor) -> Tensor:
-        """Return the matrix that the last step orthogonalised, before anything else."""
+        """Return what the last step orthogonalised, before anything else.
+
+        A matrix (rows x columns), or for a parameter of three dimensions a batch of them (count x
+        rows x columns).
+        """
 
 
 class CompositeOptimizer:
@@ -72,6 +77,10 @@ def build_optimizer(
         lr: Peak learning rate; also the companion's unless it has one of its own.
         coefficients: Calibrated polynomial coefficients by matrix shape, if the entry has a
             ``calibration``.
+
+    Raises:
+        UserError: If the model has batches of matrices, such as experts, and the class refuses
+            them.
     """
     arguments = dict(spec["arguments"])
     if spec["calibration"] is not None:
@@ -123,10 +132,22 @@ def orthogonalizes(class_path: str) -> bool:
 
 
 def _make(
-    class_path: str, parameters: Iterable[nn.Parameter], arguments: Mapping[str, Any], lr: float
+    class_path: str, parameters: Sequence[nn.Parameter], arguments: Mapping[str, Any], lr: float
 ) -> torch.optim.Optimizer:
     constructor: Callable[..., torch.optim.Optimizer] = _load(class_path, "optimizer")
-    return constructor(parameters, lr=lr, **arguments)
+    try:
+        return constructor(parameters, lr=lr, **arguments)
+    except ValueError as error:
+        batch = next((parameter for parameter in parameters if is_batch(parameter)), None)
+        if batch is None:
+            raise
+        # Raises by itself whatever is wrong beside the dimensions.
+        constructor([nn.Parameter(batch.detach()[0])], lr=lr, **arguments)
+        raise UserError(
+            f"optimizer.class: found '{class_path}', which refuses a parameter of shape "
+            f"{tuple(batch.shape)}; expected an optimizer that takes batches of matrices, such as "
+            "harness.optimizers.OrthogonalizedMomentum"
+        ) from error
 
 
 def _load(class_path: str, where: str) -> type[torch.optim.Optimizer]:

@@ -7,7 +7,7 @@ them are settings of this one class.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from harness.errors import closest
 from harness.numerics.mixed_precision import SMALLEST_SIDE, orthogonalize_bfloat16_
 from harness.numerics.orthogonalization import SCHEDULES, Triple, orthogonalize, schedule
+from harness.optimizers.matrices import as_matrices, parts
 from harness.optimizers.outliers import clip_, percentile_threshold
 
 MomentumForm = Literal["sum", "average"]
@@ -27,9 +28,13 @@ class OrthogonalizedMomentum(torch.optim.Optimizer):
     """Steps along the orthogonalised momentum of each weight matrix.
 
     Per matrix and step: momentum, Nesterov mix, outlier filter, orthogonalisation, decoupled weight
-    decay with the unscaled learning rate, update. Tensors of more than two dimensions are taken as
-    matrices of shape (dimension 0, rest). Matrices of equal shape are worked on together, so a step
-    needs memory for a few such batches beside the momentum; on a CPU, of a few single matrices.
+    decay with the unscaled learning rate, update. A tensor of three dimensions is a batch of
+    matrices (count x rows x columns), each of which steps as if it were a parameter of its own:
+    clipped at its own percentile, calibrated and scaled by its own shape. One of four or more is a
+    convolution kernel, a single matrix of shape (dimension 0, rest). The kernel of a Conv1d would
+    be taken for a batch: give it to another optimizer. Matrices of equal shape are worked on
+    together, so a step needs memory for a few such batches beside the momentum; on a CPU, of a few
+    single matrices.
 
     References:
         - Muon: Keller Jordan, github.com/KellerJordan/Muon; Moonlight, arXiv 2502.16982.
@@ -125,57 +130,72 @@ class OrthogonalizedMomentum(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            batches: dict[Any, list[Tensor]] = defaultdict(list)
+            batches: dict[Any, list[_Matrix]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    key = (parameter.shape, parameter.dtype, parameter.device)
-                    batches[key].append(parameter)
-            for parameters in batches.values():
-                for some in _chunks(parameters):
-                    self._step_batch(group, some)
+                    for matrix in self._matrices(parameter, parameter.grad):
+                        weight = matrix.weight
+                        batches[weight.shape, weight.dtype, weight.device].append(matrix)
+            for matrices in batches.values():
+                for some in _chunks(matrices):
+                    _step_together(group, some)
         return loss
 
     @torch.no_grad()
     def direction(self, parameter: Tensor) -> Tensor:
-        """Return the matrix that the last step orthogonalised, before the outlier filter.
+        """Return what the last step orthogonalised, before the outlier filter.
 
         Args:
             parameter: One of the optimizer's, with the gradient of that step still in place.
+
+        Returns:
+            A matrix (rows x columns), of a batch all of them (count x rows x columns).
         """
         [group] = [g for g in self.param_groups if any(p is parameter for p in g["params"])]
         buffer, gradient = self.state[parameter]["momentum_buffer"], parameter.grad
         assert gradient is not None, "the gradient of the last step was cleared"
         [mixed] = _mixed(group, [gradient], [buffer])
-        return mixed.flatten(1)
+        return as_matrices(mixed)
 
-    def _step_batch(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        directions = [one.flatten(1) for one in self._directions(group, parameters)]
-        rows, columns = directions[0].shape
-        updates = _orthogonalized(group, directions)
-        lr = float(group["lr"])
-        if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-        scale = _scale(group["learning_rate_scale"], rows, columns)
-        matching = [update.view_as(parameters[0]).to(parameters[0].dtype) for update in updates]
-        torch._foreach_add_(parameters, matching, alpha=-lr * scale)
-
-    def _directions(self, group: dict[str, Any], parameters: list[Tensor]) -> Sequence[Tensor]:
-        """Update the momentum buffers and return copies of what is to be orthogonalised."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if any(gradient.is_sparse for gradient in gradients):
+    def _matrices(self, parameter: Tensor, gradient: Tensor) -> Iterator["_Matrix"]:
+        """Yield the matrices of a parameter, whose first step makes its momentum buffer."""
+        if gradient.is_sparse:
             raise ValueError("found a sparse gradient, expected dense ones")
-        for parameter in parameters:
-            if "momentum_buffer" not in self.state[parameter]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(
-                    parameter, memory_format=torch.contiguous_format
-                )
-        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
-        if group["momentum_form"] == "average":
-            torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-        else:
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, gradients)
-        return _mixed(group, gradients, buffers)
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(
+                parameter, memory_format=torch.contiguous_format
+            )
+        tensors = (parameter, gradient, state["momentum_buffer"])
+        for views in zip(*map(parts, tensors), strict=True):
+            yield _Matrix(*views)
+
+
+class _Matrix(NamedTuple):
+    """What a step needs of one matrix: a whole parameter, or views of one in a batch."""
+
+    weight: Tensor
+    gradient: Tensor
+    buffer: Tensor
+
+
+def _step_together(group: Mapping[str, Any], matrices: list[_Matrix]) -> None:
+    """Take the step of matrices of one shape."""
+    weights, gradients, buffers = (list(views) for views in zip(*matrices, strict=True))
+    if group["momentum_form"] == "average":
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+    else:
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, gradients)
+    directions = [one.flatten(1) for one in _mixed(group, gradients, buffers)]
+    rows, columns = directions[0].shape
+    updates = _orthogonalized(group, directions)
+    lr = float(group["lr"])
+    if group["weight_decay"]:
+        torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+    scale = _scale(group["learning_rate_scale"], rows, columns)
+    matching = [update.view_as(weights[0]).to(weights[0].dtype) for update in updates]
+    torch._foreach_add_(weights, matching, alpha=-lr * scale)
 
 
 def _mixed(
@@ -189,16 +209,16 @@ def _mixed(
     return torch._foreach_add(gradients, buffers, alpha=group["momentum"])
 
 
-def _chunks(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+def _chunks(matrices: list[_Matrix]) -> Iterator[list[_Matrix]]:
     """Yield what is worked on together; large matrices gain nothing from it on a CPU."""
-    first = parameters[0]
+    first = matrices[0].weight
     alone = first.device.type == "cpu" and min(first.flatten(1).shape) >= SMALLEST_SIDE
-    size = 1 if alone else len(parameters)
-    for start in range(0, len(parameters), size):
-        yield parameters[start : start + size]
+    size = 1 if alone else len(matrices)
+    for start in range(0, len(matrices), size):
+        yield matrices[start : start + size]
 
 
-def _orthogonalized(group: dict[str, Any], matrices: list[Tensor]) -> Sequence[Tensor]:
+def _orthogonalized(group: Mapping[str, Any], matrices: list[Tensor]) -> Sequence[Tensor]:
     """Return the filtered and orthogonalised matrices, which may share memory with the given."""
     triples = _triples(group, matrices[0].shape)
     if group["outlier_percentile"] is not None:
@@ -268,7 +288,7 @@ def _check_parameter(group: Mapping[str, Any], parameter: Tensor) -> None:
         raise ValueError(
             f"found a parameter of shape {shape} and type {parameter.dtype}, expected real numbers"
         )
-    _triples(group, (shape[0], parameter.numel() // shape[0]))
+    _triples(group, as_matrices(parameter).shape[-2:])
 
 
 def _one_of(name: str, value: str, valid: Sequence[str]) -> None:

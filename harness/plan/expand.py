@@ -7,6 +7,7 @@ changed configuration is a new job beside the old one and nothing is decided by 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 from harness.config.catalog import Catalog
 from harness.config.experiment_schema import ComputeExperiment, MeasureExperiment, TrainExperiment
@@ -64,7 +65,7 @@ def _jobs(catalog: Catalog) -> Iterator[Job]:
     sweeps = [
         (name, *names)
         for name, e in trained.items()
-        for names in product(e.models, e.datasets, catalog.optimizers_of(e))
+        for names in product(e.model_names, e.datasets, catalog.optimizers_of(e))
     ]
     yield from _train(catalog, [s for s in sweeps if (s[1], s[3]) not in recorded], ready, reports)
     for model, optimizer in recorded:
@@ -78,10 +79,7 @@ def _jobs(catalog: Catalog) -> Iterator[Job]:
         yield from _measurements(catalog, name, measurement, ready, reports)
     for name, experiment in catalog.experiments.items():
         if isinstance(experiment, ComputeExperiment):
-            spec = {"function": experiment.function, "arguments": experiment.arguments,
-                    "version": experiment.version}  # fmt: skip
-            work = [Work(factors=Factors(), spec=spec)]
-            yield make_job("compute", name, work, gpu=False, experiment=name)
+            yield _computation(catalog, name, experiment)
 
 
 def _calibrated(
@@ -92,7 +90,7 @@ def _calibrated(
         {
             (model, optimizer)
             for experiment in experiments
-            for model in experiment.models
+            for model in catalog.models_of(experiment)
             for optimizer in catalog.optimizers_of(experiment)
             if catalog.optimizers[optimizer].calibration is not None
         }
@@ -160,21 +158,24 @@ def _sweep(catalog: Catalog, sweep: Sweep, ready: Names, reports: list[Job]) -> 
     def work(seed: int, rate: float | None = None) -> Work:
         factors = Factors(model=model, dataset=dataset, optimizer=optimizer, seed=seed,
                           learning_rate=rate)  # fmt: skip
-        if rate is None:
-            return Work(factors=factors, spec=base | {"seed": seed})
-        # Nobody looks at what a trial would record.
-        training = base["training"] | {"recording_interval": None}
-        spec = base | {"training": training, "seed": seed, "learning_rate": rate}
+        spec = base | {"seed": seed} | ({} if rate is None else {"learning_rate": rate})
         return Work(factors=factors, spec=spec)
 
-    rates = catalog.optimizers[optimizer].tune.lr
-    trials = [work(seed, rate) for seed in experiment.seeds.tuning for rate in rates]
+    def trial(seed: int, rate: float) -> Work:
+        # Nobody looks at what a trial would record.
+        training = base["training"] | {"recording_interval": None}
+        item = work(seed, rate)
+        return replace(item, spec=item.spec | {"training": training})
+
+    fixed = experiment.learning_rate
+    rates = [] if fixed is not None else catalog.optimizers[optimizer].tune.lr
+    trials = [trial(seed, rate) for seed in experiment.seeds.tuning for rate in rates]
     tuning = [
         make_job("tune", label, part, gpu, needs=inputs, after=after, experiment=name)
         for part in _chunks(trials, size)
     ]
     yield from tuning
-    reporting = [work(seed) for seed in experiment.seeds.reporting]
+    reporting = [work(seed, fixed) for seed in experiment.seeds.reporting]
     tuned = (*inputs, *(job.name for job in tuning))
     for part in _chunks(reporting, size):
         job = make_job("train", label, part, gpu, needs=tuned, after=after, experiment=name)
@@ -211,3 +212,22 @@ def _measurements(
             needs=needs,
             after=(*ready, *calibrations),
         )
+
+
+def _computation(catalog: Catalog, name: str, experiment: ComputeExperiment) -> Job:
+    spec: dict[str, Any] = {
+        "function": experiment.function,
+        "arguments": experiment.arguments,
+        "version": experiment.version,
+    }
+    if experiment.models:
+        spec["models"] = {
+            name: catalog.models[entry].model_dump()
+            for entry, name in experiment.model_names.items()
+        }
+    if not experiment.timed:
+        return make_job("compute", name, [Work(factors=Factors(), spec=spec)], gpu=False,
+                        experiment=name)  # fmt: skip
+    spec["device"] = catalog.scale.device
+    gpu = catalog.scale.device == "cuda"
+    return make_job("measure", name, [Work(factors=Factors(), spec=spec)], gpu, experiment=name)

@@ -33,7 +33,7 @@ class Factors:
 class Work:
     """One run of a job: its factors and its specification.
 
-    In a ``train`` job the specification lacks the learning rate, which the tuning jobs decide.
+    In a ``train`` job the specification lacks the learning rate if tuning jobs decide it.
     """
 
     factors: Factors

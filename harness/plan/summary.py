@@ -52,9 +52,11 @@ def _sweep(catalog: Catalog, experiment: Any) -> dict[str, Any]:
         return {}
     sweep = {"optimizers": catalog.optimizers_of(experiment), "baseline": experiment.baseline}
     if isinstance(experiment, TrainExperiment):
-        trials = {len(catalog.optimizers[name].tune.lr) for name in sweep["optimizers"]}
+        trials = {_trials(catalog, experiment, name) for name in sweep["optimizers"]}
         sweep |= {
             "task": experiment.task,
+            "compare": experiment.compare,
+            "models": experiment.model_names,
             "steps": experiment.training.steps,
             "seeds": experiment.seeds.model_dump(),
             # One number for all: the catalog refuses unequal tuning budgets.
@@ -97,12 +99,17 @@ def training_flops(catalog: Catalog, experiment: TrainExperiment) -> float:
     training = experiment.training
     seeds = experiment.seeds
     runs = sum(
-        len(catalog.optimizers[name].tune.lr) * len(seeds.tuning) + len(seeds.reporting)
+        _trials(catalog, experiment, name) * len(seeds.tuning) + len(seeds.reporting)
         for name in catalog.optimizers_of(experiment)
     )
     examples = training.steps * training.batch_size
     per_example = sum(
         training_flops_per_example(catalog.models[model], training.sequence_length)
-        for model in experiment.models
+        for model in experiment.model_names
     )
     return runs * len(experiment.datasets) * examples * per_example
+
+
+def _trials(catalog: Catalog, experiment: TrainExperiment, optimizer: str) -> int:
+    """Return how many learning rates are tried: none if the experiment gives one."""
+    return 0 if experiment.learning_rate else len(catalog.optimizers[optimizer].tune.lr)

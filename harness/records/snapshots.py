@@ -28,8 +28,9 @@ class Snapshot:
 
     Attributes:
         step: Steps taken, this one included.
-        spectra: By parameter name the ascending singular values of the matrix that this step
-            orthogonalised, over its Frobenius norm.
+        spectra: By matrix name (the parameter's; ``name[0]``, ``name[1]`` and so on in a batch) the
+            ascending singular values of each matrix that this step orthogonalised and that is not
+            zero, over its Frobenius norm.
         quantiles: At ``PROBABILITIES``, of the hidden matrices' gradients, each standardised.
         histogram: Counts of the same values between ``EDGES``.
     """

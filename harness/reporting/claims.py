@@ -64,11 +64,11 @@ def judge(name: str, claim: Claim, results: Results) -> Iterator[dict[str, Any]]
 def verdict_of(claim: Claim, estimate: Estimate, scale: str) -> Verdict:
     """Return the verdict on a claim, given what was found at ``scale``."""
     if claim.rule == "ordering":
-        assert claim.evidence is not None
-        assert not isinstance(claim.evidence, ValueEvidence)
-        sign = -1 if claim.evidence.claimed == "first_lower" else 1
-        return _ordering(sign, estimate, at_published_scale=claim.scale in ("any", scale))
+        assert claim.sign is not None
+        return _ordering(claim.sign, estimate, at_published_scale=claim.scale in ("any", scale))
     if claim.rule == "value" and claim.scale != scale:
+        return "not run"
+    if claim.rule == "bound" and claim.scale not in ("any", scale):
         return "not run"
     if claim.rule == "bound":
         low = -math.inf if claim.low is None else claim.low
@@ -103,10 +103,15 @@ def _found(claim: Claim, results: Results) -> Iterator[tuple[str, Estimate]]:
 
 def _comparisons(evidence: ComparisonEvidence, results: Results) -> Iterator[tuple[str, Estimate]]:
     for sweep in _sweeps(results, evidence.experiment):
-        difference = sweep.difference(evidence.metric, *evidence.compare)
+        first, second = evidence.compare
+        if evidence.relative:
+            difference = sweep.relative_difference(evidence.metric, first, second)
+            where = f"{first} / {second} - 1"
+        else:
+            difference = sweep.difference(evidence.metric, first, second)
+            where = f"{first} - {second}"
         if difference is not None:
-            first, second = evidence.compare
-            yield f"{first} - {second}, {evidence.metric}, {sweep.name}", difference
+            yield f"{where}, {evidence.metric}, {sweep.name}", difference
 
 
 def _label_comparisons(evidence: LabelEvidence, results: Results) -> Iterator[tuple[str, Estimate]]:
@@ -131,13 +136,13 @@ def _conditions(evidence: ConditionEvidence, results: Results) -> Iterator[tuple
     first, second = evidence.experiments
     for one in _sweeps(results, first):
         for other in _sweeps(results, second):
-            if (one.model, one.dataset) != (other.model, other.dataset):
+            if (one.fixed, one.dataset) != (other.fixed, other.dataset):
                 continue
             difference = paired_difference(*(
                 sweep.final(evidence.metric, evidence.optimizer) for sweep in (one, other)
             ))  # fmt: skip
             if difference is not None:
-                place = f"{one.model}, {one.dataset}"
+                place = f"{one.fixed}, {one.dataset}"
                 yield (
                     f"{first} - {second}, {evidence.optimizer}, {evidence.metric}, {place}",
                     difference,

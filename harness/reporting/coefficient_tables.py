@@ -30,7 +30,7 @@ def precision_tables(sweep: Sweep) -> Iterator[Table]:
     yield Table(
         name=f"precision.{sweep.name}",
         experiment=sweep.experiment,
-        title=f"Orthogonalisation error over training: {sweep.model} on {sweep.dataset}",
+        title=f"Orthogonalisation error over training: {sweep.place}",
         caption=(
             "Relative Frobenius error after five steps in float64 on the matrices that training "
             "orthogonalised, mean over layers and over the recorded steps after the first 12 % of "

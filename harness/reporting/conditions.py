@@ -9,10 +9,9 @@ from harness.reporting.results import Results, Sweep
 DISTRIBUTIONS = {"normal": "normal", "laplace": "Laplace", "cauchy": "Cauchy"}
 
 
-def specification(sweep: Sweep, optimizer: str) -> dict[str, Any]:
-    """Return what all runs of an optimizer have in common: no learning rate, no seed."""
-    runs = sweep.runs[sweep.runs["optimizer"] == optimizer]
-    spec = json.loads(runs["spec"].iloc[0])
+def specification(sweep: Sweep, member: str) -> dict[str, Any]:
+    """Return what all runs of a member have in common: no learning rate, no seed."""
+    spec = json.loads(sweep.runs_of(member)["spec"].iloc[0])
     for key in ("learning_rate", "seed"):
         spec.pop(key, None)
     # Recording only reads: with and without it, runs end with the same weights.
@@ -22,7 +21,7 @@ def specification(sweep: Sweep, optimizer: str) -> dict[str, Any]:
 
 def gradient_outliers(sweep: Sweep) -> dict[str, Any] | None:
     """Return the outliers that were added to the gradients of a sweep; None if none were."""
-    training = specification(sweep, sweep.optimizers[0]).get("training", {})
+    training = specification(sweep, sweep.members[0]).get("training", {})
     return training.get("gradient_outliers")
 
 
@@ -34,9 +33,21 @@ def without_outliers(results: Results, sweep: Sweep, optimizer: str) -> Sweep | 
     wanted = specification(sweep, optimizer)
     wanted["training"]["gradient_outliers"] = None
     for other in results.sweeps():
-        if optimizer in other.optimizers and specification(other, optimizer) == wanted:
+        if optimizer in other.members and specification(other, optimizer) == wanted:
             return other
     return None
+
+
+def low_precision(sweep: Sweep) -> bool:
+    """Return whether some models of a sweep compute or send in fewer bits than its baseline."""
+    if sweep.factor != "model":
+        return False
+    parts = {
+        tuple(json.dumps(specification(sweep, name).get("model", {}).get(key))
+              for key in ("linear", "combine"))
+        for name in sweep.members
+    }  # fmt: skip
+    return len(parts) > 1
 
 
 def describe(outliers: Mapping[str, Any]) -> str:

@@ -105,11 +105,17 @@ def _measured(mean: str, low: str, high: str) -> str:
 
 
 def _budget(entry: dict) -> str:
-    seeds = entry["seeds"]
+    tuning, reporting = (", ".join(map(str, entry["seeds"][role]))
+                         for role in ("tuning", "reporting"))  # fmt: skip
+    if not entry["trials"]:
+        return (
+            f"All runs have the same hyperparameters; seeds {reporting}, {entry['steps']} steps a "
+            "run."
+        )
     return (
-        f"Every optimizer has the same budget: {entry['trials']} learning rates on tuning seeds "
-        f"{', '.join(map(str, seeds['tuning']))}, then the best one on fresh seeds "
-        f"{', '.join(map(str, seeds['reporting']))}; {entry['steps']} steps a run."
+        f"Every {entry['compare'].removesuffix('s')} has the same budget: {entry['trials']} "
+        f"learning rates on tuning seeds {tuning}, then the best one on fresh seeds {reporting}; "
+        f"{entry['steps']} steps a run."
     )
 
 

@@ -16,7 +16,7 @@ from harness.records.store import load_records, load_runs
 SELECTION_METRIC = "validation/loss"
 # The final metric that a sweep is judged by: the first that its records have.
 PRIMARY_METRICS = ("test/accuracy", "test/loss")
-HIGHER_IS_BETTER = ("accuracy", "/acc", "/acc_norm", "throughput")
+HIGHER_IS_BETTER = ("accuracy", "/acc", "/acc_norm", "/chrf", "throughput")
 
 
 def higher_is_better(metric: str) -> bool:
@@ -44,21 +44,35 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All records of one experiment on one model and dataset."""
+    """All records of one experiment on one dataset: optimizers on a model, or the reverse.
+
+    Attributes:
+        factor: What is compared, ``optimizer`` or ``model``; ``members`` are its values.
+        fixed: The value of the other one.
+        baseline: The member that differences are taken against.
+        palette: The names that share colours: all optimizers, or the members.
+    """
 
     experiment: str
-    model: str
+    factor: str
+    fixed: str
     dataset: str
     title: str
     baseline: str
-    optimizers: tuple[str, ...]
+    members: tuple[str, ...]
+    palette: tuple[str, ...]
     records: pd.DataFrame
     runs: pd.DataFrame
 
     @property
     def name(self) -> str:
-        """Experiment, model and dataset, for file names."""
-        return f"{self.experiment}.{self.model}.{self.dataset}"
+        """Experiment, what is fixed, and dataset, for file names."""
+        return f"{self.experiment}.{self.fixed}.{self.dataset}"
+
+    @property
+    def place(self) -> str:
+        """What is fixed and the dataset, for titles."""
+        return f"{self.fixed} on {self.dataset}"
 
     @property
     def primary_metric(self) -> str | None:
@@ -66,38 +80,54 @@ class Sweep:
         present = set(self.records["metric"])
         return next((metric for metric in PRIMARY_METRICS if metric in present), None)
 
-    def final(self, metric: str, optimizer: str, role: str = "reporting") -> dict[int, float]:
+    def runs_of(self, member: str, role: str | None = None) -> pd.DataFrame:
+        """Return the runs of a member, of one role or of all."""
+        rows = self.runs[self.runs[self.factor] == member]
+        return rows if role is None else rows[rows["role"] == role]
+
+    def final(self, metric: str, member: str, role: str = "reporting") -> dict[int, float]:
         """Return the last value of ``metric`` of every completed run by seed."""
-        completed = self.runs[(self.runs["status"] == "completed") & (self.runs["role"] == role)]
+        runs = self.runs_of(member, role)
+        completed = runs[runs["status"] == "completed"]
         rows = self.records[
             (self.records["metric"] == metric)
-            & (self.records["optimizer"] == optimizer)
+            & (self.records[self.factor] == member)
             & self.records["run_id"].isin(completed["run_id"])
         ].sort_values("step", na_position="first")
         last = rows.groupby("run_id").last()
         return {int(s): float(v) for s, v in zip(last["seed"], last["value"], strict=True)}
 
-    def estimate(self, metric: str, optimizer: str) -> Estimate | None:
+    def estimate(self, metric: str, member: str) -> Estimate | None:
         """Return mean and interval of a final metric over the reporting seeds."""
-        values = list(self.final(metric, optimizer).values())
+        values = list(self.final(metric, member).values())
         return mean_over_seeds(values) if values else None
 
     def difference(self, metric: str, first: str, second: str) -> Estimate | None:
         """Return the paired difference ``first - second`` of a final metric over equal seeds."""
         return paired_difference(self.final(metric, first), self.final(metric, second))
 
-    def tuning(self, optimizer: str) -> Tuning:
-        """Return how the learning rate of ``optimizer`` was chosen."""
-        trials = self.runs[(self.runs["optimizer"] == optimizer) & (self.runs["role"] == "tuning")]
+    def relative_difference(self, metric: str, first: str, second: str) -> Estimate | None:
+        """Return ``first / second - 1`` of a final metric over equal seeds."""
+        above, below = self.final(metric, first), self.final(metric, second)
+        ratios = [above[seed] / below[seed] - 1 for seed in above if seed in below]
+        return mean_over_seeds(ratios) if ratios else None
+
+    def tuning(self, member: str) -> Tuning:
+        """Return how the learning rate of ``member`` was chosen; no losses if it was given."""
         found = self.records[self.records["metric"] == SELECTION_METRIC].sort_values("step")
         last = found.groupby("run_id")["value"].last()
         losses: dict[float, list[float]] = {}
-        for run in trials.itertuples():
+        for run in self.runs_of(member, "tuning").itertuples():
             loss = float(last[run.run_id]) if run.status == "completed" else float("inf")
             losses.setdefault(float(run.learning_rate), []).append(loss)
         means = {rate: sum(values) / len(values) for rate, values in sorted(losses.items())}
         best = min(means, key=means.__getitem__, default=None)
         return Tuning(means, None if best is None or means[best] == float("inf") else best)
+
+    def learning_rate(self, member: str) -> float | None:
+        """Return the rate of the reported runs of ``member``; None if there are none."""
+        rates = self.runs_of(member, "reporting")["learning_rate"].dropna()
+        return None if rates.empty else float(rates.iloc[0])
 
 
 class Results:
@@ -134,24 +164,32 @@ class Results:
         return self.records[self.records["experiment"] == experiment]
 
     def sweeps(self) -> Iterator[Sweep]:
-        """Yield every train experiment on each of its models and datasets."""
+        """Yield every train experiment on each of its datasets, and models or optimizers."""
         swept = self.runs.dropna(subset=["model", "dataset", "optimizer"])
-        for (name, model, dataset), runs in swept.groupby(
-            ["experiment", "model", "dataset"], sort=False
-        ):
-            records = self.records[self.records["run_id"].isin(runs["run_id"])]
+        for name, rows in swept.groupby("experiment", sort=False):
             entry = self.plan["experiments"].get(name, {})
-            present = set(runs["optimizer"])
-            yield Sweep(
-                experiment=name,
-                model=model,
-                dataset=dataset,
-                title=entry.get("title", name),
-                baseline=entry.get("baseline", ""),
-                optimizers=tuple(n for n in self.optimizers if n in present),
-                records=records[records["experiment"] == name],
-                runs=runs,
-            )
+            by_model = entry.get("compare") == "models"
+            factor, other = ("model", "optimizer") if by_model else ("optimizer", "model")
+            palette = tuple(entry["models"].values()) if by_model else self.optimizers
+            if by_model:
+                rows = rows.assign(model=rows["model"].replace(entry["models"]))
+            for (fixed, dataset), runs in rows.groupby([other, "dataset"], sort=False):
+                records = self.records[self.records["run_id"].isin(runs["run_id"])]
+                if by_model:
+                    records = records.assign(model=records["model"].replace(entry["models"]))
+                present = set(runs[factor])
+                yield Sweep(
+                    experiment=name,
+                    factor=factor,
+                    fixed=fixed,
+                    dataset=dataset,
+                    title=entry.get("title", name),
+                    baseline=entry.get("baseline", ""),
+                    members=tuple(n for n in palette if n in present),
+                    palette=palette,
+                    records=records[records["experiment"] == name],
+                    runs=runs,
+                )
 
 
 def label(records: pd.DataFrame, name: str) -> pd.Series:

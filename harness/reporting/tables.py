@@ -12,6 +12,7 @@ from harness.reporting.coefficient_tables import (
     precision_tables,
     shape_tables,
 )
+from harness.reporting.feature_tables import acceptance_tables, decode_tables, feature_tables
 from harness.reporting.results import Results, Sweep, higher_is_better, label
 from harness.reporting.table import Table, interval
 
@@ -25,11 +26,14 @@ def make_tables(results: Results) -> Iterator[Table]:
         if any(metric.startswith("lm_eval/") for metric in sweep.records["metric"]):
             yield _task_table(sweep)
         yield from precision_tables(sweep)
+        yield from feature_tables(sweep)
+        yield from acceptance_tables(sweep)
     for experiment, entry in results.plan["experiments"].items():
         if entry["kind"] == "measure":
             yield from _step_tables(results, experiment, entry["baseline"])
         if entry["kind"] == "compute":
             yield from shape_tables(results, experiment)
+            yield from decode_tables(results, experiment)
     yield from calibration_tables(results)
 
 
@@ -72,23 +76,20 @@ def evidence(difference: Estimate | None, metric: str) -> str:
 def _sweep_table(sweep: Sweep) -> Table:
     metric = sweep.primary_metric
     numbers, text = [], []
-    for optimizer in sweep.optimizers:
-        tuning = sweep.tuning(optimizer)
-        runs = sweep.runs[
-            (sweep.runs["optimizer"] == optimizer) & (sweep.runs["role"] == "reporting")
-        ]
-        all_runs = sweep.runs[sweep.runs["optimizer"] == optimizer]
+    for name in sweep.members:
+        tuning, used = sweep.tuning(name), sweep.learning_rate(name)
+        runs, all_runs = sweep.runs_of(name, "reporting"), sweep.runs_of(name)
         ended = int((all_runs["status"] != "completed").sum())
-        score = sweep.estimate(metric, optimizer) if metric else None
-        loss = sweep.estimate("validation/loss", optimizer)
+        score = sweep.estimate(metric, name) if metric else None
+        loss = sweep.estimate("validation/loss", name)
         difference = None
-        if metric and optimizer != sweep.baseline:
-            difference = sweep.difference(metric, optimizer, sweep.baseline)
-        step = sweep.estimate("time/step", optimizer)
+        if metric and name != sweep.baseline:
+            difference = sweep.difference(metric, name, sweep.baseline)
+        step = sweep.estimate("time/step", name)
         seeds = sorted(int(seed) for seed in runs["seed"])
         numbers.append({
-            "optimizer": optimizer,
-            "learning_rate": tuning.best,
+            sweep.factor: name,
+            "learning_rate": used,
             "on_edge_of_grid": tuning.on_edge,
             "trials": len(tuning.losses),
             "seeds": " ".join(map(str, seeds)),
@@ -103,9 +104,9 @@ def _sweep_table(sweep: Sweep) -> Table:
             "not_completed": ended,
             "seconds_per_step": step.mean if step else None,
         })  # fmt: skip
-        rate = "none" if tuning.best is None else f"{tuning.best:g}{'†' if tuning.on_edge else ''}"
+        rate = "none" if used is None else f"{used:g}{'†' if tuning.on_edge else ''}"
         text.append({
-            "optimizer": optimizer,
+            sweep.factor: name,
             "learning rate": rate,
             f"{metric} (n = {score.count if score else 0})": interval(score, 4),
             "validation/loss": interval(loss, 4),
@@ -115,7 +116,7 @@ def _sweep_table(sweep: Sweep) -> Table:
             "ms/step": f"{step.mean * MILLI:.1f}" if step else "-",
         })  # fmt: skip
     frame = pd.DataFrame(text)
-    # Optimizers may have different counts of completed seeds; one column holds them all.
+    # Members may have different counts of completed seeds; one column holds them all.
     scores = [column for column in frame.columns if column.startswith(f"{metric} (")]
     if len(scores) > 1:
         merged = frame[scores].bfill(axis=1).iloc[:, 0]
@@ -125,25 +126,31 @@ def _sweep_table(sweep: Sweep) -> Table:
     return Table(
         name=f"sweep.{sweep.name}",
         experiment=sweep.experiment,
-        title=f"{sweep.title}: {sweep.model} on {sweep.dataset}",
+        title=f"{sweep.title}: {sweep.place}",
         caption=(
-            "Learning rates chosen on tuning seeds, scores on fresh seeds: mean ± half of the 95 % "
-            f"interval. Differences to {sweep.baseline} are paired by seed; 'unresolved' means "
-            "that the interval contains zero. † best rate on the edge of its grid."
+            f"{_rates(sweep)}: mean ± half of the 95 % interval. Differences to {sweep.baseline} "
+            "are paired by seed; 'unresolved' means that the interval contains zero. † best rate "
+            "on the edge of its grid."
         ),
         numbers=pd.DataFrame(numbers),
         text=frame,
     )
 
 
+def _rates(sweep: Sweep) -> str:
+    if (sweep.runs["role"] == "tuning").any():
+        return "Learning rates chosen on tuning seeds, scores on fresh seeds"
+    return "One learning rate for all, scores on several seeds"
+
+
 def _task_table(sweep: Sweep) -> Table:
     present = sweep.records.loc[sweep.records["metric"].str.startswith("lm_eval/"), "metric"]
     metrics = [m for m in dict.fromkeys(present) if not m.endswith("_stderr")]
     numbers, text = [], []
-    for optimizer in sweep.optimizers:
-        estimates = {metric: sweep.estimate(metric, optimizer) for metric in metrics}
+    for name in sweep.members:
+        estimates = {metric: sweep.estimate(metric, name) for metric in metrics}
         found = [e for e in estimates.values() if e]
-        row = {"optimizer": optimizer, "n": found[0].count if found else 0}
+        row = {sweep.factor: name, "n": found[0].count if found else 0}
         numbers.append(row | {m: e.mean if e else None for m, e in estimates.items()})
         text.append(row | {m.removeprefix("lm_eval/"): interval(e, 3)
                            for m, e in estimates.items()})  # fmt: skip
@@ -151,7 +158,7 @@ def _task_table(sweep: Sweep) -> Table:
     return Table(
         name=f"tasks.{sweep.name}",
         experiment=sweep.experiment,
-        title=f"Zero-shot tasks after training: {sweep.model} on {sweep.dataset}",
+        title=f"Zero-shot tasks after training: {sweep.place}",
         caption=(
             f"lm-eval, up to {int(samples.max())} documents per task; mean ± half of the 95 % "
             "interval over n training seeds."

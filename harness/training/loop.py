@@ -24,7 +24,8 @@ from harness.training.schedules import learning_rate_factor
 from harness.training.tasks import Task, make_task
 
 Progress = Callable[[int, int, float], None]
-UNITS = {"loss": "nats", "bits_per_byte": "bit/B", "accuracy": "1", "gradient_norm": "1"}
+# All other metrics are ratios.
+UNITS = {"loss": "nats", "bits_per_byte": "bit/B"}
 
 
 class NonFiniteLoss(Exception):
@@ -70,9 +71,10 @@ def run_training(
             return done
         folder.write_spec(spec)
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        run = None
+        run, backends = None, {}
         try:
             run = _Run(spec, folder, data, torch.device(device), coefficients)
+            backends = run.task.backends(run.model)
             outcome = run.train(checkpoint_seconds, progress, stop) | {"status": "completed"}
             if keep_weights:
                 _save_weights(run.model, folder.weights)
@@ -89,7 +91,7 @@ def run_training(
             "run_id": folder.run_id,
             "reason": None,
             "spec": spec,
-            "environment": environment() | {"threads": torch.get_num_threads()},
+            "environment": environment() | {"threads": torch.get_num_threads()} | backends,
             "started": started,
             "seconds": run.seconds if run is not None else None,
             **outcome,
@@ -164,14 +166,15 @@ class _Run:
         loss = torch.zeros((), device=self.device)
         for some, wanted in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
             with self._autocast():
-                part = self.task.loss(self.model, some, wanted) / parts
-            part.backward()
-            loss += part.detach()
+                objective, part = self.task.objective(self.model, some, wanted, self.step / steps)
+            (objective / parts).backward()
+            loss += part.detach() / parts
         outliers = self.training["gradient_outliers"]
         add_gradient_outliers(self.model.parameters(), outliers, self.seed, self.step)
         limit = self.training["gradient_clip"] or math.inf
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.optimizer.step()
+        self.task.after_step(self.model, (self.step + 1) / steps)
         self.recorder.after_step(self.step + 1)
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
@@ -182,7 +185,8 @@ class _Run:
         norm = torch.stack(norms).mean().item()
         if not math.isfinite(loss):
             raise NonFiniteLoss(f"loss {loss} at step {self.step}")
-        self._record("train", {"loss": loss, "gradient_norm": norm})
+        statistics = self.task.statistics(self.model)
+        self._record("train", {"loss": loss, "gradient_norm": norm, **statistics})
         return loss
 
     def _count_time(self, clock: float, steps: int) -> None:
@@ -202,7 +206,12 @@ class _Run:
 
     def _record(self, prefix: str, metrics: Mapping[str, float]) -> None:
         rows = [
-            {"step": self.step, "metric": f"{prefix}/{name}", "value": value, "unit": UNITS[name]}
+            {
+                "step": self.step,
+                "metric": f"{prefix}/{name}",
+                "value": value,
+                "unit": UNITS.get(name, "1"),
+            }
             for name, value in metrics.items()
             if math.isfinite(value)
         ]

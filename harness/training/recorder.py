@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.optimizers import CompositeOptimizer, Orthogonalizing
+from harness.optimizers.matrices import named_matrices, parts
 from harness.records.run_folder import RunFolder
 from harness.records.snapshots import EDGES, PROBABILITIES, Snapshot, write_snapshot
 
@@ -61,15 +62,19 @@ class Recorder:
         return step == 1 or step % self.interval == 0
 
     def _record(self, step: int) -> None:
-        spectra, gradients = {}, []
+        spectra: dict[str, np.ndarray] = {}
+        gradients: list[Tensor] = []
         for name, parameter, part in self.matrices:
             if parameter.grad is not None:
                 direction = part.direction(parameter)
                 if not bool(torch.isfinite(direction).all()):
                     # The run is about to end as diverged.
                     return
-                spectra[name] = singular_values(direction)
-                gradients.append(parameter.grad)
+                for matrix_name, matrix in named_matrices(name, direction).items():
+                    # An expert that no token has reached yet is zero: nothing to orthogonalise.
+                    if matrix.any():
+                        spectra[matrix_name] = singular_values(matrix)
+                gradients.extend(parts(parameter.grad))
         # Clipping by the global norm scales all gradients, which standardising takes out again.
         write_snapshot(self.folder, Snapshot(step, spectra, *gradient_distribution(gradients)))
 

@@ -21,6 +21,7 @@ from harness.data.images import load_images
 from harness.data.text import Split, TokenStream, read_manifest
 from harness.models import build_model
 from harness.models.decoder import Decoder
+from harness.models.fp8 import fp8_backend
 from harness.training.augmentation import augment
 
 Batch = tuple[Tensor, Tensor]
@@ -46,8 +47,28 @@ class Task(ABC):
         """Return inputs and targets of ``step``; the same for every optimizer with this seed."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean training loss of a (micro-)batch."""
+    def objective(
+        self, model: nn.Module, inputs: Tensor, targets: Tensor, progress: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return what training minimises on a (micro-)batch, and the mean loss that is part of it.
+
+        Args:
+            model: What ``build`` returned.
+            inputs: Of ``batch``.
+            targets: Of ``batch``.
+            progress: Share of the steps taken so far.
+        """
+
+    def after_step(self, model: nn.Module, progress: float) -> None:  # noqa: B027  # few models do
+        """Let the model change what no optimizer does; called after each optimizer step."""
+
+    def statistics(self, model: nn.Module) -> dict[str, float]:
+        """Return what the model counted since the last call, by name."""
+        return {}
+
+    def backends(self, model: nn.Module) -> dict[str, str]:
+        """Return how this machine computes what not every machine can."""
+        return {}
 
     @abstractmethod
     def evaluate(self, model: nn.Module, split: Split, autocast: Autocast) -> dict[str, float]:
@@ -92,9 +113,24 @@ class LanguageTask(Task):
         indices = self._indices(step, (len(self.stream) - 1) // self.length)
         return self._windows(self.stream, indices)
 
-    def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy in nats per token."""
-        return cast(Decoder, model).loss(inputs, targets)
+    def objective(
+        self, model: nn.Module, inputs: Tensor, targets: Tensor, progress: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return the objective and its mean cross-entropy in nats per token."""
+        return cast(Decoder, model).objective(inputs, targets, progress)
+
+    def after_step(self, model: nn.Module, progress: float) -> None:
+        """Move the routing biases of experts."""
+        cast(Decoder, model).after_step(progress)
+
+    def statistics(self, model: nn.Module) -> dict[str, float]:
+        """Return the load of the experts, mean over the layers and by layer."""
+        return cast(Decoder, model).statistics()
+
+    def backends(self, model: nn.Module) -> dict[str, str]:
+        """Return whether FP8 products ran on tensor cores or were emulated."""
+        fp8 = cast(Decoder, model).spec.linear
+        return {} if fp8 is None else {"fp8_backend": fp8_backend(fp8, self.device)}
 
     @property
     def examples_per_step(self) -> int:
@@ -111,7 +147,7 @@ class LanguageTask(Task):
         for indices in self._heldout_indices((len(stream) - 1) // self.length):
             inputs_BT, targets_BT = self._windows(stream, indices)
             with autocast():
-                losses.append((self.loss(model, inputs_BT, targets_BT), len(indices)))
+                losses.append((cast(Decoder, model).loss(inputs_BT, targets_BT), len(indices)))
         weight = sum(count for _, count in losses)
         loss = sum(value.item() * count for value, count in losses) / weight
         return {"loss": loss, "bits_per_byte": loss / math.log(2) / stream.bytes_per_token}
@@ -159,10 +195,13 @@ class ImageTask(Task):
             pixels_BCHW = augment(pixels_BCHW, self.training["augmentation"], generator)
         return pixels_BCHW, labels[indices]
 
-    def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy in nats."""
+    def objective(
+        self, model: nn.Module, inputs: Tensor, targets: Tensor, progress: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean cross-entropy in nats, twice."""
         smoothing = self.training["label_smoothing"]
-        return F.cross_entropy(model(inputs).float(), targets, label_smoothing=smoothing)
+        loss = F.cross_entropy(model(inputs).float(), targets, label_smoothing=smoothing)
+        return loss, loss
 
     @property
     def examples_per_step(self) -> int:

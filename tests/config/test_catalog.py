@@ -220,6 +220,33 @@ MISTAKES = {
         {"training": {"recording_interval": 10}},
         ["image_optimizers.yaml", "recording_interval is for task language only"],
     ),
+    "baseline that is no compared model": (
+        "experiments/attention_kinds.yaml",
+        {"baseline": "mhaa"},
+        ["attention_kinds.yaml: baseline: found 'mhaa'", "'mha'"],
+    ),
+    "unknown model of a comparison": (
+        "experiments/experts.yaml",
+        {"models": {"dense": "decoder_tinny"}},
+        ["experts.yaml: models: found 'decoder_tinny'", "'decoder_tiny'"],
+    ),
+    "a model twice": (
+        "experiments/attention_kinds.yaml",
+        {"models": {"again": "decoder_tiny"}},
+        ["attention_kinds.yaml", "models names one entry twice"],
+    ),
+    "one rate for all optimizers": (
+        "experiments/language_optimizers.yaml",
+        {"learning_rate": 0.01},
+        ["language_optimizers.yaml", "learning_rate is for `compare: models` only"],
+    ),
+    "part of a model that does not fit": (
+        "models.yaml",
+        {"decoder_tiny_fp8": {"linear": {"block_size": 48}}},
+        [
+            "models.yaml: decoder_tiny_fp8: hidden_size is 64, not a multiple of linear.block_size 48"
+        ],
+    ),
     "missing data folder": (
         "datasets.yaml",
         {"standard_library": {"source": {"type": "local", "path": "/no/such/folder"}}},

@@ -2,27 +2,32 @@
 
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from harness.config.catalog import load_catalog
 from harness.config.yaml_file import merge, read_yaml
 from harness.errors import UserError
 from harness.files import write_json
+from harness.jobs import matrices as matrices_module
 from harness.jobs import run_job
 from harness.jobs.collect import collect
 from harness.jobs.context import Context
 from harness.jobs.matrices import Matrix, hidden_matrices, recorded_spectra
 from harness.jobs.precision import layer_errors
 from harness.numerics.orthogonalization import MUON, relative_error
+from harness.optimizers import CompositeOptimizer, OrthogonalizedMomentum
 from harness.optimizers.calibration import Calibration, calibrate
 from harness.records.snapshots import Snapshot, read_snapshots
 from harness.records.store import load_records
 from harness.reporting.results import label
+from harness.training import recorder
 from harness.training.recorder import singular_values
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -105,7 +110,7 @@ def test_coefficients_are_fitted_to_what_was_recorded(context, records):
     spectra = recorded_spectra("decoder_tiny", recording, context)
     # Two seeds, five steps, and in two layers gate, up and down.
     assert {shape: len(found) for shape, found in spectra.items()} == {
-        (64, 64): 40, (32, 64): 40, (64, 176): 60
+        (64, 64): 40, (32, 64): 40, (64, 192): 60
     }  # fmt: skip
     runs = [run for job in context.jobs.values()
             if (job.stage, job.experiment) == ("train", "language_optimizers")
@@ -142,7 +147,7 @@ def test_gradients_are_described_at_a_middle_step(records):
     counts = records[records["metric"] == "gradient/histogram"]
     assert set(counts["step"]) == {6}
     first = counts[(counts["seed"] == 0) & (counts["optimizer"] == "muon")]
-    assert first["value"].sum() == 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 176)
+    assert first["value"].sum() == 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 192)
     quantiles = records[records["metric"] == "gradient/quantile"]
     quantiles = quantiles[quantiles["run_id"] == first["run_id"].iloc[0]]
     values = quantiles.assign(p=label(quantiles, "probability")).sort_values("p")["value"]
@@ -169,6 +174,48 @@ def test_the_error_of_a_layer_is_that_of_its_matrices():
         expected.append(np.linalg.norm(x - polar) / np.linalg.norm(polar))
     found = layer_errors(snapshot, matrices, {(6, 9): [triple] * 5})
     assert found == {"up": pytest.approx(np.mean(expected), rel=1e-9)}
+
+
+class Experts(nn.Module):
+    """Three experts and a shared one, and a convolution."""
+
+    companion_parameters = ()
+    layer_kinds: ClassVar = {"mlp_up": r"^up$|^shared\."}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(3, 9, 6))
+        self.shared = nn.Linear(6, 9, bias=False)
+        self.kernel = nn.Parameter(torch.randn(8, 2, 3, 3))
+
+
+def test_experts_count_as_matrices_of_their_own(context, monkeypatch):
+    monkeypatch.setattr(matrices_module, "build_model", lambda *_, **__: Experts())
+    matrices = hidden_matrices("decoder_tiny", context)
+    assert matrices == {
+        "up[0]": Matrix((6, 9), "mlp_up"),
+        "up[1]": Matrix((6, 9), "mlp_up"),
+        "up[2]": Matrix((6, 9), "mlp_up"),
+        "shared.weight": Matrix((6, 9), "mlp_up"),
+        "kernel": Matrix((8, 18), None),
+    }
+    # The names are those of the snapshots.
+    model = Experts()
+    optimizer = OrthogonalizedMomentum(model.parameters())
+    model.up.grad, model.kernel.grad = torch.randn(3, 9, 6), torch.randn(8, 2, 3, 3)
+    model.shared.weight.grad = torch.randn(9, 6)
+    found = []
+    monkeypatch.setattr(recorder, "write_snapshot", lambda _, snapshot: found.append(snapshot))
+    watch = recorder.Recorder(None, model, CompositeOptimizer({"matrices": optimizer}),
+                              {"recording_interval": 1, "steps": 1})  # fmt: skip
+    optimizer.step()
+    watch.after_step(1)
+    [snapshot] = found
+    assert set(snapshot.spectra) == set(matrices)
+    errors = [relative_error(snapshot.spectra[name], [MUON] * 5)
+              for name, matrix in matrices.items() if matrix.layer]  # fmt: skip
+    triples = {(6, 9): [MUON] * 5, (8, 18): [MUON] * 5}
+    assert layer_errors(snapshot, matrices, triples) == {"mlp_up": pytest.approx(np.mean(errors))}
 
 
 def test_kinds_of_layers_are_those_of_the_model(context):

@@ -21,6 +21,12 @@ TINY = {
     "feed_forward": {"kind": "swiglu", "intermediate_size": 16},
 }
 
+REFUSED = (
+    r"^optimizer\.class: found 'torch\.optim\.Muon', which refuses a parameter of shape "
+    r"\(3, 5, 4\); expected an optimizer that takes batches of matrices, such as "
+    r"harness\.optimizers\.OrthogonalizedMomentum$"
+)
+
 
 def model(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
@@ -84,6 +90,59 @@ def test_every_entry_goes_on_from_its_saved_state(name):
     second.load_state_dict(first.state_dict())
     rest.load_state_dict(part.state_dict())
     assert train(second, rest, 4) == losses[4:]
+
+
+class Experts(nn.Module):
+    """A batch of matrices, three of 5 x 4, and one matrix."""
+
+    companion_parameters = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up = nn.Parameter(torch.randn(3, 5, 4))
+        self.down = nn.Parameter(torch.randn(4, 5))
+
+    def loss(self) -> torch.Tensor:
+        states = torch.ones(4) + torch.einsum("erc,c,dr->d", self.up, torch.ones(4), self.down)
+        return states.square().mean()
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_experts_are_learned_or_refused_in_one_line(name):
+    target = Experts()
+    coefficients = {(4, 5): (3.0, -4.0, 1.9)} if spec(name)["calibration"] else None
+    if name == "torch_muon":
+        with pytest.raises(UserError, match=REFUSED):
+            build_optimizer(spec(name), target, 0.01, coefficients)
+        return
+    optimizer = build_optimizer(spec(name), target, 0.01, coefficients)
+    before = target.up.detach().clone()
+    losses = []
+    for _ in range(5):
+        loss = target.loss()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert (target.up != before).flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("torch_muon", {"adjust_lr_fn": "rms"}, "function rms is not supported"),
+        ("muon", {"steps": 0}, "steps: found 0"),
+        ("root", {}, "coefficients: none for matrices of 4 x 5"),
+    ],
+)
+def test_what_is_wrong_beside_the_dimensions_of_experts_is_said_as_ever(name, arguments, message):
+    entry = spec(name) | {"arguments": spec(name)["arguments"] | arguments}
+    coefficients = {(1, 1): (3.0, -4.0, 1.9)} if entry["calibration"] else None
+    with pytest.raises(ValueError, match=message) as caught:
+        build_optimizer(entry, Experts(), 0.01, coefficients)
+    assert not isinstance(caught.value, UserError)
 
 
 def test_embeddings_head_and_norms_go_to_the_companion():

@@ -15,7 +15,7 @@ from harness.numerics.orthogonalization import (
     orthogonalize,
     schedule,
 )
-from harness.optimizers import OrthogonalizedMomentum
+from harness.optimizers import OrthogonalizedMomentum, orthogonalized_momentum
 from harness.optimizers.outliers import clip_, percentile_threshold
 
 SHAPES = [(8, 8), (6, 15), (15, 6), (1, 9), (9, 1)]
@@ -133,6 +133,96 @@ def test_every_form_follows_its_description(form, shape):
     np.testing.assert_allclose(weight.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(7, 20), (20, 7)])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_matrix_of_a_batch_follows_the_description_alone(form, shape):
+    arguments, description = FORMS[form]
+    triple = (2.9, -3.8, 1.86) if "polynomial" in arguments else MUON
+    if triple != MUON:
+        # By the shape of a matrix, not of the batch.
+        arguments = arguments | {"coefficients": {(7, 20): triple}}
+    [experts] = parameters(1, [(3, *shape)], torch.float64)
+    start = experts.detach().numpy().copy()
+    drawn = np.random.default_rng(5).standard_t(2, (6, 3, *shape))
+    # Scales of their own, one expert that no token reaches at some steps, and one at the first.
+    drawn *= np.array([1.0, 100.0, 0.01])[:, None, None]
+    drawn[[0, 4], 1], drawn[2, 2] = 0, 0
+    optimizer = OrthogonalizedMomentum([experts], lr=0.01, momentum=0.95, dtype=None, **arguments)
+    for gradient in drawn:
+        experts.grad = torch.from_numpy(gradient)
+        optimizer.step()
+    scale = SCALES[description["scale"]](*shape)
+    for place, matrix in enumerate(start):
+        expected = exact_trajectory(matrix, drawn[:, place], lr=0.01, momentum=0.95, triple=triple,
+                                    **description | {"scale": scale})  # fmt: skip
+        np.testing.assert_allclose(experts[place].detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("products", ["bfloat16", "float32", None])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(3, 6, 15), (4, 9, 5), (2, 256, 260)])
+def test_a_batch_steps_bit_for_bit_as_its_matrices_would(shape, form, products, weights):
+    [experts, dense] = parameters(2, [shape, shape[1:]], weights)
+    separate = [torch.nn.Parameter(one.detach().clone()) for one in (*experts, dense)]
+    arguments = {"lr": 0.05, "dtype": products} | FORMS[form][0]
+    if "polynomial" in arguments:
+        arguments["coefficients"] = {tuple(sorted(shape[1:])): (2.9, -3.8, 1.86)}
+    optimizers = [OrthogonalizedMomentum(given, **arguments)
+                  for given in ([experts, dense], separate)]  # fmt: skip
+    for step in range(2):
+        gradients([experts, dense], step)
+        for one, gradient in zip(separate, (*experts.grad, dense.grad), strict=True):
+            one.grad = gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(separate, (*experts, dense), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("products", ["bfloat16", "float32", None])
+@pytest.mark.parametrize("shape", [(3, 6, 15), (3, 256, 260)])
+def test_a_zero_matrix_in_a_batch_only_decays(shape, products):
+    [experts] = parameters(3, [shape])
+    before = experts.detach().clone()
+    experts.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    experts.grad[1] = 0
+    OrthogonalizedMomentum(
+        [experts], lr=0.1, weight_decay=0.5, outlier_percentile=0.9, dtype=products
+    ).step()
+    torch.testing.assert_close(experts[1].detach(), before[1] * 0.95, rtol=1e-6, atol=0)
+    moved = (experts - before * 0.95).detach()
+    # Muon's polynomial leaves singular values between 0.6 and 1.2.
+    size = 0.1 * 0.2 * max(shape) ** 0.5 * min(shape[1:]) ** 0.5
+    for place in (0, 2):
+        assert 0.6 * size < moved[place].norm() < 1.2 * size
+
+
+def test_experts_of_all_layers_are_orthogonalised_together(monkeypatch):
+    layers = parameters(4, [(3, 6, 15), (3, 6, 15), (2, 6, 15), (6, 15)])
+    gradients(layers, 0)
+    counts = []
+    orthogonalize_ = orthogonalized_momentum.orthogonalize_bfloat16_
+
+    def counting(matrices, *arguments):
+        counts.append(len(matrices))
+        orthogonalize_(matrices, *arguments)
+
+    monkeypatch.setattr(orthogonalized_momentum, "orthogonalize_bfloat16_", counting)
+    OrthogonalizedMomentum(layers).step()
+    assert counts == [3 + 3 + 2 + 1]
+
+
+def test_a_step_on_a_batch_is_seen_by_autograd():
+    """Weights that a backward pass still needs must not change unnoticed."""
+    [experts] = parameters(5, [(3, 4, 6)])
+    loss = experts.square().sum()
+    experts.grad = torch.ones_like(experts)
+    OrthogonalizedMomentum([experts]).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 @pytest.mark.parametrize("shape", [(5, 5), (4, 11), (11, 4), (1, 6)])
 def test_iterations_map_singular_values_and_keep_the_vectors(name, shape):
@@ -227,7 +317,7 @@ def test_missing_and_zero_gradients():
 
 
 def test_a_saved_state_goes_on_exactly():
-    ours, again = parameters(6), parameters(6)
+    ours, again = (parameters(6, [*SHAPES, (3, 6, 15)]) for _ in range(2))
     first = OrthogonalizedMomentum(ours, lr=0.05, outlier_percentile=0.8)
     for step in range(3):
         gradients(ours, step)
@@ -327,6 +417,9 @@ def test_what_is_not_a_real_dense_matrix_is_refused():
     [weight] = parameters(0, [(4, 6)])
     with pytest.raises(ValueError, match=r"none for matrices of 4 x 6"):
         OrthogonalizedMomentum([weight], polynomial="adanewton", coefficients={(1, 2): MUON})
+    [experts] = parameters(0, [(3, 6, 4)])
+    with pytest.raises(ValueError, match=r"none for matrices of 4 x 6"):
+        OrthogonalizedMomentum([experts], polynomial="adanewton", coefficients={(3, 24): MUON})
     weight.grad = torch.ones(4, 6).to_sparse()
     with pytest.raises(ValueError, match="sparse gradient"):
         OrthogonalizedMomentum([weight]).step()

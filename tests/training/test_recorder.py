@@ -9,7 +9,7 @@ from scipy import stats
 from torch import nn
 
 from harness.errors import Interrupted, UserError
-from harness.optimizers import OrthogonalizedMomentum, build_optimizer
+from harness.optimizers import CompositeOptimizer, OrthogonalizedMomentum, build_optimizer
 from harness.records.run_folder import RunFolder
 from harness.records.snapshots import EDGES, PROBABILITIES, read_snapshots
 from harness.training import recorder
@@ -47,7 +47,7 @@ def replay(spec: dict, data) -> dict[int, tuple[dict, dict]]:
         factor = learning_rate_factor(spec["training"]["schedule"], step, spec["training"]["steps"])
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        task.loss(model, *task.batch(step)).backward()
+        task.objective(model, *task.batch(step), 0.0)[0].backward()
         raw = {name: p.grad.double().numpy().copy() for name, p in model.named_parameters()}
         nn.utils.clip_grad_norm_(model.parameters(), spec["training"]["gradient_clip"])
         mixed = {}
@@ -98,7 +98,8 @@ def test_snapshots_hold_the_distribution_of_gradients_before_clipping(tmp_path, 
 @pytest.mark.parametrize("form", ["sum", "average"])
 def test_an_optimizer_says_what_its_last_step_orthogonalised(form, nesterov):
     generator = np.random.default_rng(0)
-    parameters = [nn.Parameter(torch.zeros(4, 6)), nn.Parameter(torch.zeros(6, 2, 2))]
+    seen = {(4, 6): (4, 6), (3, 4, 6): (3, 4, 6), (6, 2, 3, 2): (6, 12)}
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in seen]
     optimizer = OrthogonalizedMomentum(
         parameters, momentum=0.9, momentum_form=form, nesterov=nesterov
     )
@@ -113,8 +114,43 @@ def test_an_optimizer_says_what_its_last_step_orthogonalised(form, nesterov):
         for parameter, buffer, gradient in zip(parameters, buffers, gradients, strict=True):
             expected = 0.9 * buffer + weight * gradient if nesterov else buffer
             found = optimizer.direction(parameter)
-            assert found.shape == (len(parameter), parameter[0].numel())
+            assert found.shape == seen[tuple(parameter.shape)]
             np.testing.assert_allclose(found.numpy().ravel(), expected.ravel(), atol=1e-5)
+
+
+def test_each_expert_is_recorded_under_a_name_of_its_own(monkeypatch):
+    model = nn.Module()
+    model.experts = nn.Parameter(torch.zeros(3, 5, 4))
+    model.dense = nn.Parameter(torch.zeros(4, 4))
+    optimizer = CompositeOptimizer(
+        {"matrices": OrthogonalizedMomentum(model.parameters(), momentum=0.9)}
+    )
+    found = []
+    monkeypatch.setattr(recorder, "write_snapshot", lambda _, snapshot: found.append(snapshot))
+    watch = recorder.Recorder(None, model, optimizer, {"recording_interval": 2, "steps": 2})
+    generator = np.random.default_rng(0)
+    drawn = {name: generator.standard_normal((2, *p.shape)) for name, p in model.named_parameters()}
+    # No token reaches the second expert before the second step, and none the third at that step.
+    drawn["experts"] *= np.array([1, 50, 0.1])[:, None, None]
+    drawn["experts"][0, 1] = drawn["experts"][1, 2] = 0
+    for step in range(2):
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.tensor(drawn[name][step], dtype=torch.float32)
+        optimizer.step()
+        watch.after_step(step + 1)
+    first, second = (snapshot.spectra for snapshot in found)
+    assert set(first) == {"dense", "experts[0]", "experts[2]"}
+    assert set(second) == {"dense", "experts[0]", "experts[1]", "experts[2]"}
+    # buf = 0.9 g1 + g2, and the step orthogonalises g2 + 0.9 buf.
+    mixed = 0.81 * drawn["experts"][0] + 1.9 * drawn["experts"][1]
+    for place in range(3):
+        expected = np.linalg.svd(mixed[place], compute_uv=False)[::-1]
+        expected /= np.linalg.norm(expected)
+        np.testing.assert_allclose(second[f"experts[{place}]"], expected, atol=1e-6)
+    # Each with its own mean and deviation taken out.
+    ours = [drawn["dense"][1], *drawn["experts"][1, :2]]
+    pooled = np.concatenate([*(((g - g.mean()) / g.std()).ravel() for g in ours), np.zeros(20)])
+    np.testing.assert_allclose(found[1].quantiles, np.quantile(pooled, PROBABILITIES), atol=1e-5)
 
 
 def test_recording_does_not_change_training(tmp_path, data):

@@ -1,0 +1,1 @@
+"""Models in the folders of Hugging Face: `config.json`, `model.safetensors` and a tokenizer."""

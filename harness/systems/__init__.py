@@ -1,0 +1,1 @@
+"""What models cost on real systems, by closed form and by simulation, as records."""

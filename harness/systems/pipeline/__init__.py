@@ -1,0 +1,1 @@
+"""Pipeline parallelism: schedules as programs, and the simulator that runs them."""

@@ -1,0 +1,47 @@
+"""What is published of schedules in formulas: how long ranks idle and what they hold.
+
+All hold from ``2 * stages`` micro-batches on; the numbers of micro-batches do not enter.
+"""
+
+from harness.systems.pipeline.simulator import Durations
+
+
+def bubble(schedule: str, stages: int, durations: Durations, virtual_stages: int = 1) -> float:
+    """Return the time that a rank idles, in the unit of ``durations``.
+
+    DeepSeek-V3 (arXiv 2412.19437), table 2, and for interleaved stages Megatron-LM
+    (arXiv 2104.04473), section 2.2.2.
+
+    Args:
+        schedule: Its name.
+        stages: PP of the formulas.
+        durations: Of a stage; their latency is left out.
+        virtual_stages: Pieces of a stage that are interleaved.
+    """
+    f, b, w = durations.forward, durations.backward, durations.backward_weight
+    match schedule:
+        case "1f1b":
+            return (stages - 1) * (f + b)
+        case "interleaved_1f1b":
+            return (stages - 1) * (f + b) / virtual_stages
+        case "zb1p":
+            return (stages - 1) * (f + b - 2 * w)
+        case "dualpipe" | "dualpipe_v":
+            return (stages / 2 - 1) * (durations.overlapped + b - 3 * w)
+    raise ValueError(f"schedule: found '{schedule}', which has no closed form")
+
+
+def peak_activations(schedule: str, stages: int, virtual_stages: int = 1) -> float:
+    """Return how many stages' activations the fullest rank holds.
+
+    DeepSeek-V3 (arXiv 2412.19437), table 2, and for interleaved stages Korthikanti et al.
+    (arXiv 2205.05198), section 4.2.3. Arguments as for ``bubble``.
+    """
+    match schedule:
+        case "1f1b" | "zb1p":
+            return stages
+        case "interleaved_1f1b":
+            return stages + (stages - 1) / virtual_stages
+        case "dualpipe" | "dualpipe_v":
+            return stages + 1
+    raise ValueError(f"schedule: found '{schedule}', which has no closed form")
