@@ -136,6 +136,22 @@ def forget(options: argparse.Namespace) -> None:
         print(f"will run again: {name}")
 
 
+def export(options: argparse.Namespace) -> None:
+    """Write the trained decoder of a run as a folder that `transformers` loads."""
+    from harness.interchange.commands import export_run
+
+    for line in export_run(options.results, options.run, options.output):
+        print(line)
+
+
+def import_(options: argparse.Namespace) -> None:
+    """Write a model of Hugging Face as weights and an entry for config/models.yaml."""
+    from harness.interchange.commands import import_model
+
+    for line in import_model(options.folder, options.output):
+        print(line)
+
+
 def _path(flag: str, default: str | None, text: str):  # type: ignore[no-untyped-def]
     def add(command: argparse.ArgumentParser) -> None:
         value = None if default is None else Path(default)
@@ -158,6 +174,8 @@ _OPTIONS = {
     "name": _text("--name", None, "name of the job"),
     "log": _path("--log", None, "file that progress is appended to"),
     "records": _path("--records", None, "folder with records.parquet and runs.parquet"),
+    "run": _text("--run", None, "name of a folder in results/runs"),
+    "folder": _path("--folder", None, "folder with config.json and model.safetensors"),
     "output": _path("--output", None, "folder or file to write"),
 }
 _SCALE = ("config", "results", "scale")
@@ -171,4 +189,6 @@ _COMMANDS = {
     "report": (report, ("records", "output")),
     "status": (status, _SCALE),
     "forget": (forget, _SCALE),
+    "export": (export, ("results", "run", "output")),
+    "import": (import_, ("folder", "output")),
 }

@@ -12,7 +12,7 @@ CAPTION = (
     "Test loss against the cache that decoding needs per token in bfloat16, models of equal size: "
     "mean over seeds with the 95 % interval; every small circle is one seed."
 )
-CACHE = "cache/bytes_per_token"
+CACHE = "memory/cache_per_token"
 LOSS = "test/loss"
 
 

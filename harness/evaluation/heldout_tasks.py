@@ -50,8 +50,10 @@ def write_heldout_tasks(documents: Sequence[str], folder: Path, seed: int, count
     texts = [text[:DOCUMENT_CHARACTERS] for text in usable]
     generator.shuffle(texts)
     _write(folder, CONTINUATION, questions, _CONTINUATION)
-    completions = [{"context": question["context"], "truth": question["choices"][question["answer"]]}
-                   for question in questions]  # fmt: skip
+    completions = [
+        {"context": asked["context"], "truth": asked["choices"][asked["answer"]]}
+        for asked in questions
+    ]
     _write(folder, COMPLETION, completions, _COMPLETION)
     _write(folder, BITS_PER_BYTE, [{"text": text} for text in texts[:count]], _BITS_PER_BYTE)
 

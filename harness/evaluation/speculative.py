@@ -13,8 +13,8 @@ One sequence at a time: sequences of a batch accept different numbers of drafts,
 one length for all. It is also the case where drafting pays, as a pass over few tokens is bound by
 reading the weights.
 
-Shape suffixes: T positions, K drafts, M = K + 1 places to verify, D hidden size, V vocabulary;
-1 the batch.
+Shape suffixes: T positions, N new tokens, K drafts, M = K + 1 places to verify, D hidden size,
+V vocabulary; 1 is the batch.
 """
 
 from dataclasses import dataclass

@@ -4,19 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from harness.config.base import validate
 from harness.config.decoder_schema import DecoderSpec
-from harness.config.model_schema import ModelSpec
 from harness.data.text import read_manifest
 from harness.errors import UserError, closest
 from harness.files import write_atomically
 from harness.interchange.folder import export_folder, import_folder, new_folder
 from harness.interchange.write_config import without_unknown_modules
-from harness.models.decoder import Decoder
+from harness.jobs.trained_model import load_trained
 from harness.records.run_folder import RunFolder
-from harness.training.checkpoint import weights_sha256
 
 
 def export_run(results: Path, run_id: str, output: Path) -> list[str]:
@@ -32,14 +29,18 @@ def export_run(results: Path, run_id: str, output: Path) -> list[str]:
     runs = results / "runs"
     known = [path.name for path in runs.iterdir()] if runs.is_dir() else []
     if run_id not in known:
-        raise UserError(f"{runs}: found no run '{run_id}'{closest(run_id, known)}")
+        hint = closest(run_id, known) if known else "; expected runs that training has left there"
+        raise UserError(f"{runs}: found no run '{run_id}'{hint}")
     folder = RunFolder(runs, run_id)
     summary = folder.summary()
     status = "unfinished" if summary is None else summary["status"]
     if summary is None or status != "completed":
         raise UserError(f"{folder.path}: found a run that is {status}, expected a completed one")
     where = f"{folder.path / 'summary.json'}: spec.model"
-    model = _trained(folder, summary, where)
+    family = summary["spec"]["model"]["family"]
+    if family != "decoder":
+        raise UserError(f"{where}.family: found '{family}', expected 'decoder'")
+    model = load_trained(folder, summary)
     export_folder(
         model,
         output,
@@ -76,22 +77,6 @@ def import_model(folder: Path, output: Path) -> list[str]:
         f"wrote {output}: {len(state)} tensors of type {' and '.join(types)}",
         f"{output / 'model.yaml'} is an entry for config/models.yaml",
     ]
-
-
-def _trained(folder: RunFolder, summary: dict[str, Any], where: str) -> Decoder:
-    spec = validate(ModelSpec, summary["spec"]["model"], where)
-    if not isinstance(spec, DecoderSpec):
-        raise UserError(f"{where}.family: found '{spec.family}', expected 'decoder'")
-    if not folder.weights.is_file():
-        raise UserError(f"{folder.weights}: no such file; expected the weights of a completed run; "
-                        "runs that only tune a learning rate do not keep theirs")  # fmt: skip
-    state = load_file(folder.weights)
-    if weights_sha256(state) != summary["weights_sha256"]:
-        raise UserError(f"{folder.weights}: weights differ from the digest in summary.json; delete "
-                        f"{folder.path} to train this run again")  # fmt: skip
-    model = Decoder(spec, len(state["embedding.weight"]))
-    model.load_state_dict(state)
-    return model
 
 
 def _tokenizer(data: Path, dataset: dict[str, Any]) -> Path:

@@ -19,7 +19,7 @@ from harness.data.tokenizers import END_OF_TEXT
 from harness.errors import UserError
 from harness.files import write_json
 from harness.interchange.read_config import read_config
-from harness.interchange.weights import adopt, check_latent_norms, publish
+from harness.interchange.weights import adopt, publish
 from harness.interchange.write_config import without_unknown_modules, write_config
 from harness.models.decoder import Decoder
 
@@ -51,7 +51,6 @@ def export_folder(
             ``model`` does.
     """
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    check_latent_norms(model, where)
     spec = without_unknown_modules(model.spec)
     config = write_config(spec, len(state["embedding.weight"]), where)
     end = None if tokenizer_file is None else _end_of_text(tokenizer_file)

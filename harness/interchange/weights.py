@@ -9,10 +9,6 @@ from harness.config.decoder_schema import DecoderSpec
 from harness.errors import UserError
 from harness.interchange.names import State, Zero, copies_of, names_of
 from harness.models.decoder import Decoder
-from harness.models.latent_attention import LatentAttention
-
-# Of the norms of the latents in `transformers`, whatever `rms_norm_eps` says.
-LATENT_NORM_EPS = 1e-6
 
 
 def publish(spec: DecoderSpec, state: State) -> dict[str, Tensor]:
@@ -40,7 +36,6 @@ def adopt(spec: DecoderSpec, published: State, where: str) -> dict[str, Tensor]:
     assert spec.vocab_size is not None, "a configuration has it"
     with torch.device("meta"):
         model = Decoder(spec, spec.vocab_size)
-    check_latent_norms(model, where)
     empty = model.state_dict()
     names = list(names_of(spec))
     zeros = {tensor.theirs for tensor in names if isinstance(tensor, Zero)}
@@ -64,21 +59,6 @@ def adopt(spec: DecoderSpec, published: State, where: str) -> dict[str, Tensor]:
         if not torch.equal(published[name], state[copies[name]]):
             raise UserError(f"{where}: {name}: differs from the tensor that it should share")
     return state
-
-
-def check_latent_norms(model: Decoder, where: str) -> None:
-    """Refuse norms of latents that `transformers` would compute otherwise.
-
-    Raises:
-        UserError: If one has another epsilon.
-    """
-    for attention in model.modules():
-        if isinstance(attention, LatentAttention):
-            eps = attention.key_value_norm.eps
-            if eps != LATENT_NORM_EPS:
-                raise UserError(f"{where}: rms_norm_eps: found {eps}, expected {LATENT_NORM_EPS} "
-                                "with latent attention: `transformers` has no other in the norms "
-                                "of the latents")  # fmt: skip
 
 
 def _check_names(published: State, expected: State, optional: Collection[str], where: str) -> None:

@@ -1,11 +1,12 @@
 """The `config.json` of the published architecture that computes what a decoder does.
 
-| attention | feed-forward                | architecture                               |
-|-----------|-----------------------------|--------------------------------------------|
-| `gqa`     | `swiglu`                    | Llama                                      |
-| `gqa`     | `moe`, sigmoid              | GLM-4.5 (`glm4_moe`)                       |
-| `mla`     | `moe`, sigmoid, or `swiglu` | DeepSeek-V3, with `swiglu` in every layer  |
-| `mla`     | `moe`, softmax              | DeepSeek-V2                                |
+| attention | feed-forward   | architecture                                  |
+|-----------|----------------|-----------------------------------------------|
+| `gqa`     | `swiglu`       | Llama                                         |
+| `gqa`     | `moe`, sigmoid | GLM-4.5 (`glm4_moe`)                          |
+| `mla`     | `swiglu`       | DeepSeek-V3, its dense first layers being all |
+| `mla`     | `moe`, sigmoid | DeepSeek-V3                                   |
+| `mla`     | `moe`, softmax | DeepSeek-V2                                   |
 
 With biases of query, key and value the first is Qwen2, but it is written as Llama with an output
 bias of zeros: for Qwen2, `transformers` 5 splits texts in Qwen2's way, whatever `tokenizer.json`

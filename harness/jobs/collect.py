@@ -71,7 +71,7 @@ def _whole_run(job: Job, summary: dict[str, Any]) -> list[dict[str, Any]]:
         ("throughput", summary["examples_per_second"], examples),
         ("memory/peak", summary["peak_memory_bytes"], "B"),
         ("parameters", summary["parameters"], "1"),
-        ("cache/bytes_per_token", _cache_bytes(job.work[0].spec), "B"),
+        ("memory/cache_per_token", _cache_bytes(job.work[0].spec), "B"),
     ]
     return [
         {"metric": metric, "value": value, "unit": unit}

@@ -5,30 +5,24 @@ Shape suffixes: P prompts, T positions.
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import nn
 
-from harness.config.base import validate
-from harness.config.model_schema import ModelSpec
-from harness.data.text import TokenStream, read_heldout, read_manifest
+from harness.data.text import TokenStream, read_heldout
 from harness.data.tokenizers import load_tokenizer
-from harness.errors import UserError
 from harness.evaluation.heldout_tasks import write_heldout_tasks
 from harness.evaluation.language_model import HarnessLM
 from harness.evaluation.run import evaluate_language_model
 from harness.files import write_json
 from harness.jobs.context import Context
+from harness.jobs.trained_model import load_trained
 from harness.measurement.speculation import measure_speculation
-from harness.models import build_model
 from harness.models.decoder import Decoder
 from harness.plan.identity import digest
 from harness.plan.job import Job
 from harness.records.run_folder import RunFolder, require_summary
-from harness.training.checkpoint import weights_sha256
 from harness.training.devices import leased_device
 
 # The held-out questions are part of the data, not of a run.
@@ -65,15 +59,15 @@ def _scores(
         return json.loads(path.read_text())
     tasks = data / "tasks" / digest(spec)
     write_heldout_tasks(read_heldout(data), tasks, TASK_SEED, spec["documents"] or 1000)
+    decoder = load_trained(folder, summary)
     model = HarnessLM(
-        _load_model(folder, summary, data),
+        decoder,
         load_tokenizer(data),
         device,
         max_length=summary["spec"]["training"]["sequence_length"],
         batch_size=spec["batch_size"],
     )
     scores = evaluate_language_model(model, spec["tasks"], tasks, spec["documents"], data / "cache")
-    decoder = cast(Decoder, model.model)
     if spec["speculation"] is not None and decoder.prediction is not None:
         scores += _speculation(decoder, spec["speculation"], data)
     write_json(path, scores)
@@ -86,20 +80,3 @@ def _speculation(model: Decoder, spec: dict[str, Any], data: Path) -> list[dict[
     starts = np.linspace(0, len(stream) - length, spec["prompts"]).astype(int)
     prompts_PT = torch.from_numpy(np.stack([stream.read(int(s), length) for s in starts]))
     return measure_speculation(model, prompts_PT, spec["new_tokens"], spec["rounds"])
-
-
-def _load_model(folder: RunFolder, summary: dict[str, Any], data: Path) -> nn.Module:
-    """Return the trained model of a run.
-
-    Raises:
-        UserError: If its weights are missing or are not those that training ended with.
-    """
-    if not folder.weights.is_file():
-        raise UserError(f"{folder.weights}: no such file; expected the weights of a completed run")
-    spec = validate(ModelSpec, summary["spec"]["model"], "model")
-    model = build_model(spec, vocab_size=read_manifest(data)["vocab_size"])
-    model.load_state_dict(load_file(folder.weights))
-    if weights_sha256(model.state_dict()) != summary["weights_sha256"]:
-        raise UserError(f"{folder.weights}: weights differ from the digest in summary.json; delete "
-                        f"{folder.path} to train this run again")  # fmt: skip
-    return model

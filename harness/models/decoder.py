@@ -32,8 +32,8 @@ class Decoder(nn.Module):
     """
 
     layer_kinds: ClassVar[dict[str, str]] = {
-        "mlp_up": r"\.feed_forward\.(shared\.)?up(\.|$)",
-        "mlp_down": r"\.feed_forward\.(shared\.)?down(\.|$)",
+        "mlp_up": r"\.feed_forward\.(shared\.)?up(\.|\[|$)",
+        "mlp_down": r"\.feed_forward\.(shared\.)?down(\.|\[|$)",
         "attention_qkv": (
             r"\.attention\.(query|key|value|query_(down|up)|key_value_(down|up)|key_rope)\."
         ),

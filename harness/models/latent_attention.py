@@ -14,6 +14,9 @@ from harness.models.causal_attention import causal_attention
 from harness.models.linear import Linear
 from harness.models.rotary import Rotation, rotate_pairs
 
+# In the released code and in `transformers`, whatever the other norms have.
+LATENT_NORM_EPS = 1e-6
+
 
 class LatentAttention(nn.Module):
     """Latent attention of DeepSeek-V2 and V3 (arXiv 2412.19437, eq. 1-11).
@@ -32,17 +35,17 @@ class LatentAttention(nn.Module):
         self.heads, self.scale = options.num_attention_heads, spec.head_dim**-0.5
         self.nope_dim, self.rope_dim = options.qk_nope_head_dim, options.qk_rope_head_dim
         self.value_dim, self.latent_dim = options.v_head_dim, options.kv_lora_rank
-        width, eps, fp8 = spec.hidden_size, spec.rms_norm_eps, spec.linear
+        width, fp8 = spec.hidden_size, spec.linear
         queries = self.heads * spec.head_dim
         if options.q_lora_rank is None:
             self.query = Linear(width, queries, fp8=fp8)
         else:
             self.query_down = Linear(width, options.q_lora_rank, fp8=fp8)
-            self.query_norm = nn.RMSNorm(options.q_lora_rank, eps=eps)
+            self.query_norm = nn.RMSNorm(options.q_lora_rank, eps=LATENT_NORM_EPS)
             self.query_up = Linear(options.q_lora_rank, queries, fp8=fp8)
         self.has_query_latent = options.q_lora_rank is not None
         self.key_value_down = Linear(width, self.latent_dim, fp8=fp8)
-        self.key_value_norm = nn.RMSNorm(self.latent_dim, eps=eps)
+        self.key_value_norm = nn.RMSNorm(self.latent_dim, eps=LATENT_NORM_EPS)
         self.key_rope = Linear(width, self.rope_dim, fp8=fp8)
         keys_and_values = self.heads * (self.nope_dim + self.value_dim)
         self.key_value_up = Linear(self.latent_dim, keys_and_values, fp8=fp8)

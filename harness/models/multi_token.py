@@ -65,7 +65,9 @@ class PredictionModule(nn.Module):
         rotation = rotary_angles(
             start, joined.shape[1], self.rotary_dim, self.rope_theta, joined.device
         )
-        return self.norm(self.block(self.projection(joined), rotation, layer, start))
+        # As in the main model, the residual stream is not in autocast's type.
+        x_BTD = self.projection(joined).to(joined.dtype)
+        return self.norm(self.block(x_BTD, rotation, layer, start))
 
 
 class PredictionModules(nn.ModuleList):

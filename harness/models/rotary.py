@@ -16,7 +16,7 @@ def rotary_angles(
     """Return cosine and sine (T x R) for ``length`` positions from ``start``."""
     exponent = torch.arange(0, width, 2, device=device).float() / width
     positions_T = torch.arange(start, start + length, device=device).float()
-    angle_TR = torch.outer(positions_T, theta**-exponent).repeat(1, 2)
+    angle_TR = torch.outer(positions_T, 1 / theta**exponent).repeat(1, 2)
     return angle_TR.cos(), angle_TR.sin()
 
 

@@ -3,7 +3,8 @@
 On Hopper, the products of 32 element pairs and the accumulator are shifted to the largest of their
 exponents, cut off after 13 fraction bits and added; the register keeps 13 fraction bits as well
 (arXiv 2505.09343, section 3.1.2; DeepSeek-V3, section 3.3.2). The remedy adds the register to a
-float32 sum every 128 elements and starts it anew.
+float32 sum every 128 elements and starts it anew. The exponent of a term is that of its value, and
+what is cut off is cut off towards zero.
 
 Everything runs in float64, which holds all intermediate values exactly.
 

@@ -97,8 +97,8 @@ def logfmt_rounding_bias(
         seeds: Of the values.
 
     Returns:
-        ``logfmt/rounding_bias``, the mean magnitude after over that before minus one, by bits,
-        tile, distribution, rounding (linear or logarithmic) and seed.
+        ``logfmt/rounding_bias``, the mean magnitude after over that before minus one, and its
+        absolute value, by bits, tile, distribution, rounding (linear or logarithmic) and seed.
 
     Raises:
         UserError: If an argument is not as described.
@@ -118,7 +118,10 @@ def logfmt_rounding_bias(
                 bias = (found.double().abs().sum() / before - 1).item()
                 labels = {"bits": number, "tile": tile, "distribution": distribution,
                           "rounding": rounding}  # fmt: skip
-                records.append(_record("logfmt/rounding_bias", bias, "1", labels, seed))
+                records += [
+                    _record("logfmt/rounding_bias", bias, "1", labels, seed),
+                    _record("logfmt/absolute_rounding_bias", abs(bias), "1", labels, seed),
+                ]
     return records
 
 

@@ -43,9 +43,10 @@ class LogTiles:
 def encode(x: Tensor, bits: int, tile: int = 128, rounding: Rounding = "linear") -> LogTiles:
     """Return the codes of ``x`` (... x columns) in 1 x ``tile`` tiles.
 
-    Magnitudes go to the code whose value is nearest (``linear``, the published rule) or whose
-    logarithm is (``logarithmic``, which enlarges values on average). Of equal distances the larger
-    code is taken.
+    Magnitudes go to the code whose value is nearest (``linear``, the published rule, with the
+    smallest error) or whose logarithm is (``logarithmic``). Of equal distances the larger code is
+    taken. Over a smooth density and for steps s well below one, the mean magnitude changes by a
+    share of -s^2 / 12 in linear and of s^2 / 24 in logarithmic rounding.
 
     Args:
         x: Of any floating-point type; finite.

@@ -116,7 +116,7 @@ def _comparisons(evidence: ComparisonEvidence, results: Results) -> Iterator[tup
 
 def _label_comparisons(evidence: LabelEvidence, results: Results) -> Iterator[tuple[str, Estimate]]:
     rows = _matching(evidence.experiment, evidence.metric, evidence.where, results)
-    rows = rows.assign(side=label(rows, evidence.label))
+    rows = rows.assign(side=label(rows, evidence.label).map(str))
     for name in evidence.each:
         if name not in FACTORS:
             rows = rows.assign(**{name: label(rows, name)})

@@ -11,12 +11,11 @@ from harness.reporting.table import Table, interval
 # Metric, column, decimals.
 COLUMNS = (
     ("parameters", "parameters", 0),
-    ("cache/bytes_per_token", "cache (B/token)", 0),
+    ("memory/cache_per_token", "cache (B/token)", 0),
     ("train/moe/max_violation", "MaxVio", 3),
     ("train/moe/load_entropy", "entropy of the load", 3),
     ("train/moe/dead_experts", "dead experts", 3),
     ("train/moe/dropped_tokens", "dropped tokens", 3),
-    ("mtp/tokens_per_forward", "tokens per forward", 2),
     ("mtp/draft_overhead", "draft overhead", 3),
     ("mtp/speedup", "speed-up", 2),
     ("mtp/speedup_model", "(1 + p) / (1 + c)", 2),

@@ -153,7 +153,7 @@ def test_accepting_and_redrawing_gives_the_main_models_distribution(p, q):
     accepted = q * acceptance(p, q)
     rejected = 1 - accepted.sum()
     torch.testing.assert_close(accepted + rejected * residual(p, q), p, rtol=1e-12, atol=1e-15)
-    # The rate of acceptance is one minus the total variation (arXiv 2211.17192, theorem 3.5).
+    # The rate of acceptance is one minus the total variation (arXiv 2211.17192).
     torch.testing.assert_close(rejected, (p - q).abs().sum() / 2, rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(residual(p, q).sum().item(), 1.0, rtol=1e-12, atol=0)
 

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -18,7 +17,6 @@ from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 from harness.config.decoder_schema import DecoderSpec
 from harness.models import experts as experts_module
-from harness.models.experts import Weights, apply_experts, dispatch, grouped, segmented
 from harness.models.feed_forward import FeedForward
 from harness.models.mixture import Mixture
 
@@ -135,98 +133,6 @@ def test_parameters_have_the_names_and_shapes_that_optimizers_and_checkpoints_re
     }
 
 
-def routed_by_loop(x, experts_NK, weights_NK, weights):
-    """Token by token, in float64; expert E adds nothing."""
-    output = torch.zeros_like(x, dtype=torch.float64)
-    for token, (chosen, factors) in enumerate(zip(experts_NK.tolist(), weights_NK, strict=True)):
-        for expert, factor in zip(chosen, factors, strict=True):
-            if expert < len(weights.gate_EFD):
-                gate, up, down = (weight[expert].double() for weight in weights)
-                hidden = F.silu(gate @ x[token].double()) * (up @ x[token].double())
-                output[token] += factor.double() * (down @ hidden)
-    return output
-
-
-def case(dtype, *, drop=False, seed=0):
-    """Tokens, choice and experts, of which the second and the last got no token."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(20, HIDDEN, generator=generator).to(dtype).requires_grad_()
-    open_experts = torch.tensor([0, 2, 3, 4, 5, 6])
-    experts = open_experts[torch.rand(20, 6, generator=generator).topk(CHOSEN).indices]
-    if drop:
-        experts = experts.masked_fill(torch.rand(20, CHOSEN, generator=generator) < 0.3, EXPERTS)
-    factors = torch.rand(20, CHOSEN, generator=generator).to(
-        torch.promote_types(dtype, torch.float32)
-    ).requires_grad_()  # fmt: skip
-    shapes = ((EXPERTS, WIDTH, HIDDEN), (EXPERTS, WIDTH, HIDDEN), (EXPERTS, HIDDEN, WIDTH))
-    weights = Weights(*(
-        (0.3 * torch.randn(shape, generator=generator)).to(dtype).requires_grad_()
-        for shape in shapes
-    ))  # fmt: skip
-    return x, experts, factors, weights
-
-
-def run(x, experts, factors, weights):
-    """Return the output and all gradients."""
-    output = apply_experts(x, experts, factors, weights, None)
-    gradients = torch.autograd.grad(
-        (output * drawn(*output.shape).to(output.dtype)).sum(), (x, factors, *weights)
-    )
-    return output, *gradients
-
-
-@pytest.mark.parametrize("drop", [False, True])
-def test_computing_by_expert_equals_computing_by_token(drop):
-    x, experts, factors, weights = case(torch.float64, drop=drop)
-    expected = routed_by_loop(x, experts, factors, weights)
-    gradients = torch.autograd.grad((expected * drawn(20, HIDDEN)).sum(), (x, factors, *weights))
-    for mine, theirs in zip(run(x, experts, factors, weights), (expected, *gradients), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("drop", [False, True])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_grouped_products_equal_one_expert_after_the_other(dtype, tolerance, drop, monkeypatch):
-    inputs = case(dtype, drop=drop)
-    expected = run(*inputs)
-    monkeypatch.setattr(experts_module, "runs_grouped", lambda x, weights: True)
-    product = F.grouped_mm
-
-    def owned(rows, matrices, *, offs):
-        # What lies beyond the last group is uninitialised.
-        assert offs[-1] == len(rows)
-        return product(rows, matrices, offs=offs)
-
-    monkeypatch.setattr(F, "grouped_mm", owned)
-    results = run(*inputs)
-    for mine, theirs in zip(results, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
-    # Experts without tokens, the last of which may compute what was dropped.
-    for gradient in results[3:]:
-        assert not gradient[[1, EXPERTS - 1]].any()
-
-
-def test_grouped_products_are_left_to_hopper_in_bfloat16(monkeypatch):
-    x, _, _, weights = case(torch.bfloat16)
-    assert not experts_module.runs_grouped(x, weights)
-
-    class OnGpu:
-        device, dtype, itemsize = torch.device("cuda"), torch.bfloat16, 2
-
-    def runs(capability, x=OnGpu, width=WIDTH):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        narrow = weights.gate_EFD[:, :width]
-        return experts_module.runs_grouped(x, Weights(narrow, narrow, weights.down_EDF))
-
-    monkeypatch.setattr(torch.version, "cuda", "12.8")
-    assert runs((9, 0))
-    assert not runs((8, 0))
-    assert not runs((10, 0))
-    # Rows of 12 bytes cannot be loaded at once.
-    assert not runs((9, 0), width=6)
-    assert not runs((9, 0), type("Wide", (OnGpu,), {"dtype": torch.float32, "itemsize": 4}))
-
-
 def test_the_grouped_path_never_asks_the_device_for_values(monkeypatch):
     """Fake tensors have shapes but no values: asking for one raises."""
     monkeypatch.setattr(experts_module, "runs_grouped", lambda x, weights: True)
@@ -241,27 +147,6 @@ def test_the_grouped_path_never_asks_the_device_for_values(monkeypatch):
         assert mixture.gate.grad.shape == mixture.gate.shape
         with pytest.raises(DataDependentOutputException):
             mixture.statistics()
-
-
-@given(seed=st.integers(0, 99), tokens=st.integers(1, 9), experts=st.integers(CHOSEN, 7))
-@settings(max_examples=40, deadline=None)
-def test_dispatch_orders_rows_by_expert_and_finds_them_again(seed, tokens, experts):
-    drawn_ = torch.rand(tokens, experts, generator=torch.Generator().manual_seed(seed))
-    experts_NK = drawn_.topk(CHOSEN).indices
-    plan = dispatch(experts_NK, experts)
-    assert plan.order_A[plan.rows_NK.flatten()].tolist() == list(range(CHOSEN * tokens))
-    assert (experts_NK.flatten()[plan.order_A].diff() >= 0).all()
-    assert plan.ends_E.tolist() == [int((experts_NK <= e).sum()) for e in range(experts)]
-
-
-def test_gradients_of_the_experts_equal_finite_differences():
-    x, experts, factors, weights = case(torch.float64, drop=True)
-    leaves = [tensor.detach().requires_grad_() for tensor in (x[:4], factors[:4], *weights)]
-
-    def output(x, factors, *matrices):
-        return apply_experts(x, experts[:4], factors, Weights(*matrices), None)
-
-    assert torch.autograd.gradcheck(output, leaves, fast_mode=True)
 
 
 class Products(TorchDispatchMode):
@@ -292,18 +177,29 @@ def test_under_autocast_experts_compute_in_bfloat16_and_the_gate_in_float32():
     assert mixture.gate.grad.dtype == torch.float32
 
 
-def test_in_fp8_an_expert_is_the_feed_forward_in_fp8():
-    fp8 = {"scaling": "block", "block_size": 8}
-    mixture, x = build(linear=fp8), drawn(2, 9, HIDDEN)
-    output, expected = mixture(x), torch.zeros(18, HIDDEN)
-    scores = (x.flatten(0, 1) @ mixture.router.weight.T).sigmoid()
-    best = scores.topk(CHOSEN)
+def by_feed_forward(mixture, x_ND, experts_NK, weights_NK):
+    """Return the sum of each expert as a ``FeedForward`` that sees all tokens."""
+    output = torch.zeros_like(x_ND)
     for expert in range(EXPERTS):
-        alone = FeedForward(HIDDEN, WIDTH, mixture.fp8)
+        alone = FeedForward(HIDDEN, WIDTH, mixture.fp8).to(x_ND.dtype)
         alone.load_state_dict({f"{name}.weight": getattr(mixture, name)[expert].detach()
                                for name in ("gate", "up", "down")})  # fmt: skip
-        factor = (best.values * (best.indices == expert)).sum(1) / best.values.sum(1)
-        expected += factor.unsqueeze(1) * alone(x.flatten(0, 1))
+        factors = (weights_NK * (experts_NK == expert)).sum(1)
+        output += factors.unsqueeze(1) * alone(x_ND)
+    return output
+
+
+def choice(mixture, x_ND):
+    """Return the best experts of each token, their scores, and these normalised."""
+    best = (x_ND @ mixture.router.weight.T).sigmoid().topk(CHOSEN)
+    return best.indices, best.values, best.values / best.values.sum(1, keepdim=True)
+
+
+def test_in_fp8_an_expert_is_the_feed_forward_in_fp8():
+    mixture, x = build(linear={"scaling": "block", "block_size": 8}), drawn(2, 9, HIDDEN)
+    output, x_ND = mixture(x), x.flatten(0, 1)
+    experts_NK, _, weights_NK = choice(mixture, x_ND)
+    expected = by_feed_forward(mixture, x_ND, experts_NK, weights_NK)
     torch.testing.assert_close(output.flatten(0, 1), expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(output, build()(x), rtol=1e-3)
 
@@ -349,24 +245,21 @@ def test_by_default_nothing_is_dropped(options, seed):
 def test_over_capacity_a_token_keeps_what_its_other_experts_and_the_shared_ones_add():
     mixture = build(n_shared_experts=1, capacity_factor=0.5).double()
     x = drawn(2, 16, HIDDEN).double()
-    output = mixture(x).flatten(0, 1)
-    scores = (x.flatten(0, 1) @ mixture.router.weight.T).sigmoid()
-    best = scores.topk(CHOSEN)
-    weights = best.values / best.values.sum(1, keepdim=True)
-    experts = best.indices.clone()
+    output, x_ND = mixture(x).flatten(0, 1), x.flatten(0, 1)
+    experts_NK, scores_NK, weights_NK = choice(mixture, x_ND)
+    kept_NK = experts_NK.clone()
     for expert in range(EXPERTS):
-        places = (best.indices == expert).nonzero().tolist()
-        places.sort(key=lambda place: -best.values[tuple(place)])
+        places = (experts_NK == expert).nonzero().tolist()
+        places.sort(key=lambda place: -scores_NK[tuple(place)])
         # Half of the even share of 32 tokens x 2 experts over 8 experts.
         for place in places[4:]:
-            experts[tuple(place)] = EXPERTS
-    assert (experts == EXPERTS).any()
-    matrices = Weights(mixture.gate, mixture.up, mixture.down)
-    expected = routed_by_loop(x.flatten(0, 1), experts, weights, matrices)
-    shared = mixture.shared(x).flatten(0, 1)
-    torch.testing.assert_close(output, expected + shared, rtol=1e-12, atol=1e-12)
+            kept_NK[tuple(place)] = EXPERTS
+    expected = by_feed_forward(mixture, x_ND, kept_NK, weights_NK) + mixture.shared(x_ND)
+    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
     mixture.after_step(0.0)
-    assert mixture.statistics()["dropped_tokens"] == (experts == EXPERTS).double().mean()
+    dropped = (kept_NK == EXPERTS).double().mean().item()
+    assert mixture.statistics()["dropped_tokens"] == pytest.approx(dropped)
+    assert dropped > 0
 
 
 def test_evaluation_drops_nothing_counts_nothing_and_has_no_balance_loss():
@@ -378,6 +271,8 @@ def test_evaluation_drops_nothing_counts_nothing_and_has_no_balance_loss():
     limited.train()(x)
     assert limited.balance_loss > 0
     assert counts(limited).any()
+    limited.eval()(x)
+    assert limited.balance_loss == 0
 
 
 def test_the_balance_loss_reaches_the_router_and_nothing_else():
@@ -440,9 +335,8 @@ def test_statistics_are_means_over_the_steps_since_the_last_call():
     mixture, loads = build(n_shared_experts=1), []
     assert mixture.statistics() == {}
     for seed in range(3):
-        before = counts(mixture)
         mixture(drawn(1, 5, HIDDEN, seed=seed))
-        loads.append((counts(mixture) - before).double())
+        loads.append(counts(mixture).double())
         mixture.after_step(0.0)
     expected = {
         "max_violation": sum(load.max() / load.mean() - 1 for load in loads) / 3,
@@ -472,17 +366,3 @@ def test_a_mixture_can_be_copied_between_forward_and_backward():
     assert twin.balance_loss == mixture.balance_loss
     mixture.balance_loss.backward()
     assert mixture.router.weight.grad.any()
-
-
-def test_the_segmented_path_skips_experts_without_tokens():
-    x, experts, _, weights = case(torch.float64)
-    plan = dispatch(experts, EXPERTS)
-    broken = Weights(*(weight.detach().clone() for weight in weights))
-    for weight in broken:
-        weight[1], weight[7] = math.nan, math.nan
-    rows = x.detach()[plan.order_A // CHOSEN]
-    torch.testing.assert_close(
-        segmented(rows, broken, plan.ends_E, None), segmented(rows, weights, plan.ends_E, None)
-    )
-    with pytest.raises(RuntimeError):
-        grouped(rows, weights, plan.ends_E)

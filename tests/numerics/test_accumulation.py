@@ -69,11 +69,10 @@ def test_one_group_by_hand():
     assert accumulate(products, Accumulator(2, 2)).item() == 16
     # One fraction bit: multiples of 4. 8 + 0 = 8, then 8 - 0 + 4 = 12.
     assert accumulate(products, Accumulator(1, 2)).item() == 12
-    # The register holds 13 fraction bits: 2^14 - 1 of them, not one more.
-    full = torch.tensor([[2.0**13, 2.0**13 - 1, 1.0]], dtype=torch.float64)
-    assert accumulate(full, Accumulator(13, 3)).item() == 2**14
-    assert accumulate(full, Accumulator(13, 2)).item() == 2**14 - 0
-    assert accumulate(torch.tensor([[2.0**13, 0.75, 0.75]]), Accumulator(13, 3)).item() == 2**13
+    # Of 13 bits below 2^13, ones are left and fractions are not.
+    assert accumulate(torch.tensor([[2.0**13, 1.75, 0.75]]), Accumulator(13, 3)).item() == 2**13 + 1
+    # The register has no bit for the one in 2^14 + 1, whose terms all had.
+    assert accumulate(torch.tensor([[2.0**13, 2.0**13, 1.0]]), Accumulator(13, 3)).item() == 2**14
 
 
 def test_a_register_that_is_wide_enough_is_exact():
@@ -84,7 +83,10 @@ def test_a_register_that_is_wide_enough_is_exact():
     assert torch.equal(accumulate(a.double() * b, Accumulator(28)), exact)
     promoted = accumulate(a.double() * b, Accumulator(28, promotion=96))
     torch.testing.assert_close(promoted, exact, rtol=1e-5, atol=1e-5)
-    assert torch.equal(promoted.float().double(), promoted)
+    # Dense products: what was promoted is a sum in float32, part by part.
+    dense = torch.rand(50, 300, generator=generator).double()
+    parts = [part.sum(1).float() for part in dense.split(96, dim=1)]
+    assert torch.equal(accumulate(dense, Accumulator(40, promotion=96)).float(), sum(parts))
 
 
 def test_sums_of_a_power_of_two_and_of_the_opposite_signs_follow():

@@ -4,6 +4,7 @@ import json
 from itertools import combinations
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +22,7 @@ from harness.reporting.claims import judge
 from harness.reporting.results import Results
 from harness.systems.model_costs import model_costs
 from harness.systems.node_routing import Routing, expected_groups, simulated_groups
+from paper_figures import key_value_cache, training_compute
 
 CONFIG = Path(__file__).parents[2] / "config"
 MODELS = load_models(CONFIG / "models.yaml")
@@ -174,21 +176,36 @@ VERDICTS = {
 }
 
 
-def test_the_ledger_has_these_verdicts(records, tmp_path):
+@pytest.fixture(scope="module")
+def results(records, tmp_path_factory) -> Results:
+    folder = tmp_path_factory.mktemp("records")
     frame = pd.DataFrame([
         record | {"experiment": "model_costs", "run_id": "model_costs", "role": "compute",
                   "labels": json.dumps(record["labels"], sort_keys=True)}
         for record in records
     ])  # fmt: skip
-    write_table(frame, RECORD_COLUMNS, tmp_path / "records.parquet")
-    write_table(pd.DataFrame(), RUN_COLUMNS, tmp_path / "runs.parquet")
-    plan = {"scale": "smoke", "experiments": {}, "elsewhere": {}}
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    results = Results(tmp_path)
+    write_table(frame, RECORD_COLUMNS, folder / "records.parquet")
+    write_table(pd.DataFrame(), RUN_COLUMNS, folder / "runs.parquet")
+    plan = {"scale": "smoke", "experiments": {"model_costs": {}}, "elsewhere": {}}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    return Results(folder)
+
+
+def test_the_ledger_has_these_verdicts(results):
     claims = load_claims(CONFIG / "claims.yaml")
     about = {name for name, claim in claims.items() if "model_costs" in claim.experiments}
     found = {name: [row["verdict"] for row in judge(name, claims[name], results)] for name in about}
     assert found == {name: [verdict] for name, verdict in VERDICTS.items()}
+
+
+@pytest.mark.parametrize("module", [key_value_cache, training_compute])
+def test_figures_mark_what_was_printed(results, module):
+    [(experiment, figure)] = module.draw(results).values()
+    assert experiment == "model_costs"
+    [printed] = [line for line in figure.axes[0].lines if line.get_label() == "printed"]
+    table = "cache" if module is key_value_cache else "training"
+    assert sorted(printed.get_xdata()) == sorted(ARGUMENTS[table]["printed"].values())
+    plt.close(figure)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """What is published of schedules in formulas: how long ranks idle and what they hold.
 
-All hold from ``2 * stages`` micro-batches on; the numbers of micro-batches do not enter.
+The number of micro-batches does not enter; the formulas hold from ``2 * stages`` of them on.
 """
 
+from harness.systems.pipeline.schedules import INTERLEAVED
 from harness.systems.pipeline.simulator import Durations
 
 
@@ -19,16 +20,12 @@ def bubble(schedule: str, stages: int, durations: Durations, virtual_stages: int
         virtual_stages: Pieces of a stage that are interleaved.
     """
     f, b, w = durations.forward, durations.backward, durations.backward_weight
-    match schedule:
-        case "1f1b":
-            return (stages - 1) * (f + b)
-        case "interleaved_1f1b":
-            return (stages - 1) * (f + b) / virtual_stages
-        case "zb1p":
-            return (stages - 1) * (f + b - 2 * w)
-        case "dualpipe" | "dualpipe_v":
-            return (stages / 2 - 1) * (durations.overlapped + b - 3 * w)
-    raise ValueError(f"schedule: found '{schedule}', which has no closed form")
+    if schedule in ("1f1b", INTERLEAVED):
+        return (stages - 1) * (f + b) / virtual_stages
+    if schedule == "zb1p":
+        return (stages - 1) * (f + b - 2 * w)
+    assert schedule in ("dualpipe", "dualpipe_v"), schedule
+    return (stages / 2 - 1) * (durations.overlapped + b - 3 * w)
 
 
 def peak_activations(schedule: str, stages: int, virtual_stages: int = 1) -> float:
@@ -37,11 +34,9 @@ def peak_activations(schedule: str, stages: int, virtual_stages: int = 1) -> flo
     DeepSeek-V3 (arXiv 2412.19437), table 2, and for interleaved stages Korthikanti et al.
     (arXiv 2205.05198), section 4.2.3. Arguments as for ``bubble``.
     """
-    match schedule:
-        case "1f1b" | "zb1p":
-            return stages
-        case "interleaved_1f1b":
-            return stages + (stages - 1) / virtual_stages
-        case "dualpipe" | "dualpipe_v":
-            return stages + 1
-    raise ValueError(f"schedule: found '{schedule}', which has no closed form")
+    if schedule in ("1f1b", "zb1p"):
+        return stages
+    if schedule == INTERLEAVED:
+        return stages + (stages - 1) / virtual_stages
+    assert schedule in ("dualpipe", "dualpipe_v"), schedule
+    return stages + 1

@@ -6,7 +6,7 @@ takes F. All builders raise ``UserError`` for numbers that a schedule cannot be 
 
 from collections.abc import Callable, Iterable
 
-from harness.errors import UserError
+from harness.errors import UserError, closest
 from harness.systems.pipeline.programs import Lane, Program, RankWriter
 
 
@@ -15,7 +15,7 @@ def one_forward_one_backward(stages: int, micro_batches: int) -> Program:
 
     PipeDream-Flush (arXiv 2006.09503); Megatron-LM (arXiv 2104.04473), section 2.2.1.
     """
-    _positive("1f1b", stages=stages, micro_batches=micro_batches)
+    _at_least(1, "1f1b", stages=stages, micro_batches=micro_batches)
     writers = [RankWriter([Lane(rank, 0)]) for rank in range(stages)]
     for rank, writer in enumerate(writers):
         _in_turns(writer, stages - 1 - rank, micro_batches)
@@ -30,11 +30,12 @@ def interleaved_one_forward_one_backward(
     Megatron-LM (arXiv 2104.04473), section 2.2.2: rank r holds pieces r, r + stages and so on, and
     takes ``stages`` micro-batches through one of them before it turns to the next.
     """
-    name = "interleaved_1f1b"
-    _positive(name, stages=stages, micro_batches=micro_batches, virtual_stages=virtual_stages)
+    _at_least(1, INTERLEAVED, stages=stages, micro_batches=micro_batches)
+    _at_least(2, INTERLEAVED, virtual_stages=virtual_stages)
     if micro_batches % stages:
-        raise UserError(f"{name}: micro_batches: found {micro_batches}, expected a multiple of "
-                        f"stages {stages} (nearest: {_multiple(micro_batches, stages)})")  # fmt: skip
+        nearest = max(1, round(micro_batches / stages)) * stages
+        raise UserError(f"{INTERLEAVED}: micro_batches: found {micro_batches}, expected a multiple "
+                        f"of stages = {stages} (nearest: {nearest})")  # fmt: skip
     pieces = stages * virtual_stages
     writers = [
         RankWriter([Lane(piece, 0) for piece in range(rank, pieces, stages)])
@@ -52,7 +53,7 @@ def zero_bubble(stages: int, micro_batches: int) -> Program:
     Zero bubble pipeline parallelism (arXiv 2401.10241), section 2.1: rank r is r weight gradients
     late, so that every rank holds as many activations as the first.
     """
-    _positive("zb1p", stages=stages, micro_batches=micro_batches)
+    _at_least(1, "zb1p", stages=stages, micro_batches=micro_batches)
     writers = [RankWriter([Lane(rank, 0)]) for rank in range(stages)]
     for rank, writer in enumerate(writers):
         _in_turns(writer, stages - 1 - rank, micro_batches, late_weights=rank)
@@ -94,12 +95,36 @@ def dualpipe_v(stages: int, micro_batches: int) -> Program:
     return _program(stages, micro_batches, writers)
 
 
-SCHEDULES: dict[str, Callable[[int, int], Program]] = {
+_BUILDERS: dict[str, Callable[[int, int], Program]] = {
     "1f1b": one_forward_one_backward,
     "zb1p": zero_bubble,
     "dualpipe": dualpipe,
     "dualpipe_v": dualpipe_v,
 }
+INTERLEAVED = "interleaved_1f1b"
+SCHEDULES = (*_BUILDERS, INTERLEAVED)
+
+
+def build(schedule: str, stages: int, micro_batches: int, virtual_stages: int = 1) -> Program:
+    """Return the program of a schedule by its name.
+
+    Args:
+        schedule: One of ``SCHEDULES``.
+        stages: PP; DualPipeV has half as many ranks, the others as many.
+        micro_batches: Of a training step, those of both directions together.
+        virtual_stages: Pieces of a stage that interleaved 1F1B takes apart.
+
+    Raises:
+        UserError: If there is no such schedule, or none for these numbers.
+    """
+    if schedule not in SCHEDULES:
+        raise UserError(f"schedule: found '{schedule}'{closest(schedule, SCHEDULES)}")
+    if schedule == INTERLEAVED:
+        return interleaved_one_forward_one_backward(stages, micro_batches, virtual_stages)
+    if virtual_stages != 1:
+        raise UserError(f"{schedule}: virtual_stages: found {virtual_stages}, expected 1: only "
+                        f"{INTERLEAVED} has more")  # fmt: skip
+    return _BUILDERS[schedule](stages, micro_batches)
 
 
 def _in_turns(
@@ -178,17 +203,13 @@ def _program(stages: int, micro_batches: int, writers: Iterable[RankWriter]) -> 
     return Program(stages, micro_batches, tuple(tuple(writer.operations) for writer in writers))
 
 
-def _positive(schedule: str, **numbers: int) -> None:
+def _at_least(least: int, schedule: str, **numbers: int) -> None:
     for key, number in numbers.items():
-        if number < 1:
-            raise UserError(f"{schedule}: {key}: found {number}, expected at least 1")
+        if number < least:
+            raise UserError(f"{schedule}: {key}: found {number}, expected at least {least}")
 
 
 def _even(schedule: str, key: str, found: int, least: int, rule: str = "") -> None:
     if found < least or found % 2:
         raise UserError(f"{schedule}: {key}: found {found}, expected an even number of at least "
                         f"{rule}{least} (nearest: {max(least, found + found % 2)})")  # fmt: skip
-
-
-def _multiple(number: int, of: int) -> int:
-    return max(1, round(number / of)) * of
