@@ -20,10 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.config.base import validate
-from harness.config.catalog import load_optimizers
-from harness.config.model_schema import ModelSpec
-from harness.config.yaml_file import read_yaml
+from harness.config.catalog import load_models, load_optimizers
 from harness.errors import closest
 from harness.files import write_json
 from harness.measurement.optimizer_step import (
@@ -182,11 +179,10 @@ def measure_model(
     name: str, layers: int, rounds: int, device: torch.device, peak: float
 ) -> dict[str, Any]:
     """Return medians, ratios and memory of one model for each kind of gradient."""
-    entry = read_yaml(CONFIG / "models.yaml")[name]
-    timed_share = layers / entry["num_hidden_layers"]
-    entry |= {"num_hidden_layers": layers}
+    spec = load_models(CONFIG / "models.yaml")[name]
+    timed_share = layers / spec.num_hidden_layers
     torch.manual_seed(0)
-    model = build_model(validate(ModelSpec, entry, f"models.yaml: {name}"), vocab_size=257)
+    model = build_model(spec.model_copy(update={"num_hidden_layers": layers}), vocab_size=257)
     matrices = HiddenMatrices(model).to(device)
     built = builders(matrices)
     result: dict[str, Any] = {"layers": layers}
@@ -251,12 +247,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device(options.device)
     chosen = DEFAULT_MODELS[options.device]
     if options.models:
-        models = read_yaml(CONFIG / "models.yaml")
-        known = {name: entry for name, entry in models.items() if entry["family"] == "decoder"}
+        entries = load_models(CONFIG / "models.yaml")
+        known = {name: spec for name, spec in entries.items() if spec.family == "decoder"}
         for name in options.models:
             if name not in known:
                 parser.error(f"--models: found '{name}'{closest(name, known)}")
-        chosen = {name: known[name]["num_hidden_layers"] for name in options.models}
+        chosen = {name: known[name].num_hidden_layers for name in options.models}
     peak = measured_peak(device)
     models = {
         name: measure_model(name, layers, options.rounds, device, peak)

@@ -244,7 +244,8 @@ MISTAKES = {
         "models.yaml",
         {"decoder_tiny_fp8": {"linear": {"block_size": 48}}},
         [
-            "models.yaml: decoder_tiny_fp8: hidden_size is 64, not a multiple of linear.block_size 48"
+            "models.yaml: decoder_tiny_fp8",
+            "hidden_size is 64, not a multiple of linear.block_size 48",
         ],
     ),
     "missing data folder": (

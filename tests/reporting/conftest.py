@@ -61,7 +61,8 @@ def results_folder(tmp_path) -> Path:
                         "optimizer": "root", "unit": "1"})  # fmt: skip
     sweep = {"title": "Optimizers", "question": "Which?", "kind": "train", "baseline": "adamw",
              "optimizers": list(LEVELS), "runs": 18, "command": "snakemake", "cost": "seconds",
-             "steps": 100, "compare": "optimizers", "models": {"decoder_tiny": "decoder_tiny"}, "seeds": {"tuning": [100], "reporting": [0, 1, 2]},
+             "steps": 100, "seeds": {"tuning": [100], "reporting": [0, 1, 2]},
+             "compare": "optimizers", "models": {"decoder_tiny": "decoder_tiny"},
              "trials": 3}  # fmt: skip
     measure = {"title": "Step", "question": "How long?", "kind": "measure", "baseline": "adamw",
                "optimizers": list(LEVELS), "runs": 1, "command": "snakemake",
