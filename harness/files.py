@@ -22,8 +22,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as indented JSON, atomically."""
-    write_atomically(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    """Write ``content`` as indented JSON with its keys in the given order, atomically."""
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def hold_folder(folder: Path) -> IO[str]:

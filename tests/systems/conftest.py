@@ -24,7 +24,7 @@ def results_of(tmp_path) -> Callable[[str, list[dict]], Results]:
         ])  # fmt: skip
         write_table(frame, RECORD_COLUMNS, folder / "records.parquet")
         write_table(pd.DataFrame(), RUN_COLUMNS, folder / "runs.parquet")
-        plan = {"scale": "smoke", "experiments": {experiment: {}}, "elsewhere": {}}
+        plan = {"scale": "smoke", "experiments": {experiment: {"kind": "compute"}}, "elsewhere": {}}
         (folder / "plan.json").write_text(json.dumps(plan))
         return Results(folder)
 

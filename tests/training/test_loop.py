@@ -34,6 +34,17 @@ MODEL = {
     "attention": {"kind": "gqa", "num_attention_heads": 2, "num_key_value_heads": 1},
     "feed_forward": {"kind": "swiglu", "intermediate_size": 32},
 }
+EVERY_PART = MODEL | {
+    "num_hidden_layers": 2,
+    "attention": {"kind": "mla", "num_attention_heads": 2, "kv_lora_rank": 16,
+                  "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8},
+    "feed_forward": {"kind": "moe", "n_routed_experts": 4, "num_experts_per_tok": 2,
+                     "n_shared_experts": 1, "moe_intermediate_size": 16,
+                     "balance": {"bias_update_rate": 0.01, "sequence_loss": 0.01}},
+    "prediction": {"depth": 2, "late_loss_weight": 0.1, "late_from": 0.5},
+    "linear": {"scaling": "block", "block_size": 16},
+    "combine": {"format": "logfmt8", "tile": 16},
+}  # fmt: skip
 TRAINING = {
     "steps": 30,
     "batch_size": 4,
@@ -82,9 +93,13 @@ def run(spec, folder, data, *, stop_after=None, checkpoint_seconds=1e9, keep_wei
 OUTLIERS = {"fraction": 0.05, "scale": 10.0, "distribution": "cauchy"}
 
 
-@pytest.mark.parametrize("outliers", [None, OUTLIERS], ids=["plain", "gradient_outliers"])
-def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(tmp_path, data, outliers):
-    spec = specification(gradient_outliers=outliers)
+@pytest.mark.parametrize(
+    ("model", "outliers"),
+    [(MODEL, None), (MODEL, OUTLIERS), (EVERY_PART, None)],
+    ids=["plain", "gradient_outliers", "every_part"],
+)
+def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(tmp_path, data, model, outliers):
+    spec = specification(gradient_outliers=outliers) | {"model": model}
     whole = run(spec, RunFolder(tmp_path, "whole"), data)
     folder = RunFolder(tmp_path, "stopped")
     for stop_after in (4, 16):
@@ -93,6 +108,18 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(tmp_path, data, ou
     resumed = run(spec, folder, data)
     assert resumed["weights_sha256"] == whole["weights_sha256"]
     assert folder.metrics() == RunFolder(tmp_path, "whole").metrics()
+
+
+def test_experts_report_their_load_and_products_their_backend(tmp_path, data):
+    folder = RunFolder(tmp_path, "parts")
+    summary = run(specification(accumulation=2) | {"model": EVERY_PART}, folder, data)
+    rows = {row["metric"]: row["value"] for row in folder.metrics()}
+    layers = [rows[f"train/moe/layer_{layer}/max_violation"] for layer in range(4)]
+    assert rows["train/moe/max_violation"] == pytest.approx(np.mean(layers))
+    # Two of four experts: the fullest has at least its even share and at most every token.
+    assert all(0 <= layer <= 1 for layer in layers)
+    assert 0 < rows["train/moe/load_entropy"] <= 1
+    assert summary["environment"]["fp8_backend"] == "emulated"
 
 
 def test_a_completed_run_is_not_computed_again(tmp_path, data):

@@ -10,8 +10,9 @@ from harness.systems.pipeline.simulator import Durations
 def bubble(schedule: str, stages: int, durations: Durations, virtual_stages: int = 1) -> float:
     """Return the time that a rank idles, in the unit of ``durations``.
 
-    DeepSeek-V3 (arXiv 2412.19437), table 2, and for interleaved stages Megatron-LM
-    (arXiv 2104.04473), section 2.2.2.
+    DeepSeek-V3 (arXiv 2412.19437), table 2; DualPipeV: the table of ``deepseek-ai/DualPipe``;
+    interleaved 1F1B: Megatron-LM (arXiv 2104.04473), section 2.2.2. For DualPipe it is an upper
+    bound where W <= F <= B - W, and exact where they are equal.
 
     Args:
         schedule: Its name.
