@@ -1,9 +1,10 @@
 """Which links the flows between endpoints take, all of them on shortest paths.
 
-Four ways to choose among the shortest paths of a flow:
+In a dragonfly the shortest path is the minimal route of Kim et al. (ISCA 2008): over one link between
+groups. Four ways to choose among the shortest paths of a flow:
 
-- static: the destination decides, one digit of its number at each switch (D-mod-k, Zahavi et al.,
-  J. Parallel and Distributed Computing 2012, section 3; it is free of conflicts for shifts).
+- static: the destination decides, one digit of its number at each switch (D-mod-k, Zahavi, J.
+  Parallel and Distributed Computing 2012), which keeps shifts of all endpoints free of conflicts.
 - ecmp: a hash of the flow, salted at each switch, decides; the flow stays on its path.
 - sprayed: all paths carry the same share, as if packet by packet and blind to load.
 - adaptive: the flow is cut in equal pieces, which go one after the other, in random order, to the
@@ -19,12 +20,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.sparse.csgraph import shortest_path
 
 from harness.systems.topologies import Integers, Topology
-from harness.systems.topology_measures import hops
 
 Routing = Literal["static", "ecmp", "sprayed", "adaptive"]
 NO_LINK = -1
+# A second link between groups makes a path longer than any with one and two inside groups.
+LOCAL_LENGTH, GLOBAL_LENGTH = 1, 3
 # Increments and multipliers of the hash (SplitMix64, Steele et al., OOPSLA 2014).
 _GAMMA, _MIX = np.uint64(0x9E3779B97F4A7C15), (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
@@ -80,33 +83,12 @@ class Network:
         self.leaves, self.endpoint_leaves = np.unique(
             topology.endpoint_switches, return_inverse=True
         )
-        self._link_NK, self._next_NK = self._outgoing()
-
-    def _outgoing(self) -> tuple[Integers, Integers]:
-        """Return the directed links that leave each switch, and the switches that they reach."""
-        ends = np.concatenate([self.topology.links, self.topology.links[:, ::-1]])
-        forward = 2 * self.endpoints + 2 * np.arange(len(self.topology.links))
-        numbers = np.concatenate([forward, forward + 1])
-        order = np.lexsort((ends[:, 1], ends[:, 0]))
-        degrees = np.bincount(ends[:, 0], minlength=self.topology.switches)
-        places = np.arange(len(ends)) - np.repeat(np.cumsum(degrees) - degrees, degrees)
-        shape = (self.topology.switches, int(degrees.max(initial=0)))
-        link_NK, next_NK = np.full(shape, NO_LINK), np.full(shape, NO_LINK)
-        link_NK[ends[order, 0], places] = numbers[order]
-        next_NK[ends[order, 0], places] = ends[order, 1]
-        return link_NK, next_NK
-
-    @cached_property
-    def _choices(self) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-        """Return which links lead nearer to each leaf (N x M x K, these first) and how many do."""
-        hops_MN = hops(self.topology, self.leaves)
-        nearer_NMK = np.stack([
-            (hops_MN[:, self._next_NK[switch]] == hops_MN[:, switch, None] - 1)
-            & (self._link_NK[switch] != NO_LINK)
-            for switch in range(self.topology.switches)
-        ])  # fmt: skip
-        order_NMK = np.argsort(~nearer_NMK, axis=2, kind="stable").astype(np.int16)
-        return order_NMK, nearer_NMK.sum(axis=2, dtype=np.int16)
+        between_groups = np.arange(len(topology.links)) >= topology.local_links
+        lengths = np.where(between_groups, GLOBAL_LENGTH, LOCAL_LENGTH)
+        ends = np.concatenate([topology.links, topology.links[:, ::-1]])
+        self._lengths = np.tile(lengths, 2)
+        self._link_NK, self._next_NK, self._length_NK = self._outgoing(ends, self._lengths)
+        self._ends = ends
 
     def single_paths(self, flows: Flows, routing: Literal["static", "ecmp"], seed: int) -> Integers:
         """Return the links between switches that each flow takes.
@@ -126,9 +108,9 @@ class Network:
         while (moving := at != self.leaves[leaf]).any():
             fan = np.where(moving, count_NM[at, leaf], 1)
             assert (fan > 0).all(), "endpoints without a path"
-            choice = digits % fan if routing == "static" else _hash(hashes, at) % fan
+            choice = digits if routing == "static" else _hash(hashes, at)
+            place = order_NMK[at, leaf, choice % fan.astype(choice.dtype)]
             digits //= fan
-            place = order_NMK[at, leaf, choice.astype(np.int64)]
             columns.append(np.where(moving, self._link_NK[at, place], NO_LINK))
             at = np.where(moving, self._next_NK[at, place], at)
         return np.stack(columns, axis=1) if columns else np.empty((len(flows), 0), dtype=np.int64)
@@ -180,7 +162,7 @@ class Network:
             shares = self.shares(paths, volumes, routing, seed, pieces)
         owners = np.repeat(paths.owners, paths.links_PH.shape[1])
         weights = np.repeat(shares, paths.links_PH.shape[1])
-        used = paths.links_PH.ravel() != NO_LINK
+        used = (paths.links_PH.ravel() != NO_LINK) & (weights > 0)
         each, ones = np.arange(len(flows)), np.ones(len(flows))
         rows = [paths.links_PH.ravel()[used], flows.sources, self.endpoints + flows.destinations]
         columns, data = [owners[used], each, each], [weights[used], ones, ones]
