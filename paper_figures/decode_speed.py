@@ -12,8 +12,7 @@ TITLE = "Time of one decoding step"
 CAPTION = (
     "Time over multi-head attention's in the same round, models of equal size in turn in one "
     "process: median and middle half of the rounds. Latent attention decodes with full keys and "
-    "values (naive) or from its latent (absorbed). This is throughput of decoding, without regard to "
-    "quality."
+    "values (naive) or from its latent (absorbed). Throughput of decoding, not quality."
 )
 METRIC = "decode/time_per_token"
 BASELINE = "mha"

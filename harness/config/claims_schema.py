@@ -65,7 +65,7 @@ class Claim(Spec):
 
     ``exact`` is a closed form and must agree within ``tolerance`` (relative). ``value`` is judged
     only at ``scale``. ``ordering`` is the sign of a paired difference at any scale. ``bound`` is a
-    range that a measured number must lie in.
+    range that a measured number, with its interval, must lie in.
     """
 
     source: str = Field(description="paper and place in it")

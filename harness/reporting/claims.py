@@ -73,7 +73,7 @@ def verdict_of(claim: Claim, estimate: Estimate, scale: str) -> Verdict:
     if claim.rule == "bound":
         low = -math.inf if claim.low is None else claim.low
         high = math.inf if claim.high is None else claim.high
-        return "reproduced" if low <= estimate.mean <= high else "contradicted"
+        return _within(low, high, estimate)
     assert claim.value is not None
     assert claim.tolerance is not None
     close = math.isclose(estimate.mean, claim.value, rel_tol=claim.tolerance, abs_tol=0.0)
@@ -87,6 +87,16 @@ def _ordering(sign: int, estimate: Estimate, *, at_published_scale: bool) -> Ver
     if high < 0:
         return "contradicted"
     return "reproduced" if at_published_scale else "direction reproduced"
+
+
+def _within(low: float, high: float, estimate: Estimate) -> Verdict:
+    """Judge a range by the interval of what was found, or by the one number that there is."""
+    first, last = estimate.mean, estimate.mean
+    if estimate.has_spread:
+        first, last = estimate.low, estimate.high
+    if low <= first and last <= high:
+        return "reproduced"
+    return "contradicted" if last < low or high < first else "unresolved"
 
 
 def _found(claim: Claim, results: Results) -> Iterator[tuple[str, Estimate]]:

@@ -53,8 +53,8 @@ def _sections(results: Results, ledger: pd.DataFrame, figures: Path) -> Iterator
     yield (
         "Every verdict is computed from records. *Reproduced*: agrees at the scale at which it was "
         "claimed. *Direction reproduced*: the paired difference has the claimed sign, at another "
-        "scale. *Unresolved*: its 95 % interval contains zero. Claims about values are judged only "
-        "at the published scale."
+        "scale. *Unresolved*: its 95 % interval contains zero, or an end of the claimed range. "
+        "Claims about values are judged only at the published scale."
     )
     for prefix, paper in PAPERS.items():
         ds = ledger["id"].str.startswith("ds.")

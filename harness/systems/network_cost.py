@@ -145,7 +145,7 @@ def _constraints(
         row = np.array(amounts(seen.counts, model)) / seen.high
         rows += [row, -row]
         limits += [1.0, -seen.low / seen.high]
-    if "local_link" in model:
+    if {"link", "local_link"} <= set(model):
         rows.append(np.array([{"local_link": 1.0, "link": -1.0}.get(item, 0.0) for item in model]))
         limits.append(0.0)
     return np.array(rows), np.array(limits)

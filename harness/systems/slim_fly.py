@@ -1,7 +1,7 @@
 """Slim Fly: the graphs of McKay, Miller and Siran, the largest known of diameter two.
 
 The construction is Hafner's (J. Algebraic Combinatorics 2004), as Besta and Hoefler use it for
-networks (SC 2014, section II-B): switches ``(0, x, y)`` and ``(1, m, c)`` over the field of ``q``
+networks (SC 2014): switches ``(0, x, y)`` and ``(1, m, c)`` over the field of ``q``
 elements, ``q = 4 w + delta`` a prime power and delta -1, 0 or 1, linked where
 
     (0, x, y) - (0, x, y')   if y - y' is in X,
@@ -132,6 +132,19 @@ class SlimFly(Spec):
         """The closed form, for any ``q``, whether there is such a graph or not."""
         switches = 2 * self.q**2
         return Counts(switches * self.endpoints_per_switch, switches, self.q**2 * self.degree)
+
+    def sizes(self) -> Iterator[Counts]:
+        """Yield the counts of smaller ones that use half of the same switches, then of this one.
+
+        They are graphs that exist, with half as many endpoints as links at each switch, about as
+        many as get full bandwidth (Besta and Hoefler, SC 2014).
+        """
+        for q in filter(prime_of, range(3, self.q)):
+            some = self.model_copy(update={"q": q})
+            attached = min(-(-some.degree // 2), self.radix - some.degree)
+            if self.radix <= 2 * (some.degree + attached):
+                yield some.model_copy(update={"endpoints_per_switch": attached}).counts
+        yield self.counts
 
     def build(self) -> Topology:
         """Return the graph; switches are numbered ``x q + y``, then ``q^2 + m q + c``.

@@ -4,22 +4,16 @@ A fluid model: a flow has one rate, which it uses on all of its links in fixed s
 max-min fair, what ideal congestion control would make of them. It knows no packets, queues or
 latencies.
 
-Shape suffixes: L directed links, F flows, E endpoints, M switches with endpoints.
+Shape suffixes: L directed links, F flows, E endpoints.
 """
-
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from harness.systems.network_routing import NO_LINK, Flows, Network, Routing
-
 Floats = NDArray[np.float64]
-# Links that fill up within this relative distance fill up together.
+# Links that are full, or flows that finish, within this relative distance do so together.
 SAME = 1e-9
-# Flows whose paths are found at once; bounds memory.
-CHUNK = 1 << 18
 
 
 def max_min_rates(usage_LF: sparse.csr_array, capacity_L: Floats) -> Floats:
@@ -93,72 +87,6 @@ def equal_flows_time(load_L: Floats, capacity_L: Floats) -> float:
     return float((load_L / capacity_L).max())
 
 
-def link_loads(
-    network: Network, demand_EE: Floats, routing: Routing, seed: int = 0, pieces: int = 16
-) -> Floats:
-    """Return the bytes that go through each directed link, shape (L,).
-
-    Flows between the same two switches have the same paths; where shares and not single paths are
-    chosen, they are added up first, and adaptive routing cuts their sum into pieces.
-
-    Args:
-        network: Joins all endpoints with a demand between them.
-        demand_EE: Bytes from each endpoint (row) to each other one (column).
-        routing: How paths are chosen.
-        seed: Of the hash (ecmp) or of the order of pieces (adaptive).
-        pieces: Of all that goes from one switch to another (adaptive).
-    """
-    load_L = np.zeros(network.links)
-    load_L[: network.endpoints] = demand_EE.sum(axis=1)
-    load_L[network.endpoints : 2 * network.endpoints] = demand_EE.sum(axis=0)
-    if routing in ("static", "ecmp"):
-        for flows, volumes in _chunks(demand_EE):
-            links_FH = network.single_paths(flows, routing, seed)
-            load_L += _added_up(links_FH, volumes, network.links)
-        return load_L
-    demand_MM = _between_switches(network, demand_EE)
-    first, second = np.nonzero(demand_MM)
-    volumes = demand_MM[first, second]
-    paths = network.all_paths(network.leaves[first], network.leaves[second])
-    shares = network.shares(paths, volumes, routing, seed, pieces)
-    return load_L + _added_up(paths.links_PH, shares * volumes[paths.owners], network.links)
-
-
 def all_to_all(endpoints: int) -> Floats:
     """Return the demand of one byte from every endpoint to every other one, shape (E, E)."""
     return 1.0 - np.eye(endpoints)
-
-
-def flows_of(pairs: NDArray[np.int64], queue_pairs: int = 1) -> Flows:
-    """Return ``queue_pairs`` flows between every pair of endpoints, those of a pair in a row.
-
-    Args:
-        pairs: Source and destination, shape (pairs, 2).
-        queue_pairs: Flows per pair.
-    """
-    repeated = np.repeat(pairs, queue_pairs, axis=0)
-    keys = np.tile(np.arange(queue_pairs), len(pairs))
-    return Flows(repeated[:, 0], repeated[:, 1], keys)
-
-
-def _chunks(demand_EE: Floats) -> Iterator[tuple[Flows, Floats]]:
-    rows = max(1, CHUNK // len(demand_EE))
-    for start in range(0, len(demand_EE), rows):
-        sources, destinations = np.nonzero(demand_EE[start : start + rows])
-        volumes = demand_EE[start + sources, destinations]
-        yield flows_of(np.stack([start + sources, destinations], axis=1)), volumes
-
-
-def _between_switches(network: Network, demand_EE: Floats) -> Floats:
-    """Return the demand between switches with endpoints, shape (M, M), zero within each."""
-    ones, leaf = np.ones(network.endpoints), network.endpoint_leaves
-    members = sparse.csr_array((ones, (leaf, np.arange(network.endpoints))))
-    demand_MM = members @ demand_EE @ members.T
-    np.fill_diagonal(demand_MM, 0)
-    return demand_MM
-
-
-def _added_up(links_PH: NDArray[np.int64], volumes: Floats, links: int) -> Floats:
-    used = links_PH != NO_LINK
-    weights = np.broadcast_to(volumes[:, None], links_PH.shape)[used]
-    return np.bincount(links_PH[used], weights, minlength=links)

@@ -62,6 +62,27 @@ def test_closed_forms_and_bounds():
 
 
 @pytest.mark.parametrize(
+    ("mean", "half", "verdict"),
+    [
+        (0.0, 0.002, "reproduced"),
+        (0.002, 0.001, "unresolved"),
+        (-0.004, 0.001, "contradicted"),
+        (0.004, 0.001, "contradicted"),
+        (0.0, 0.01, "unresolved"),
+    ],
+)
+def test_bounds_are_judged_by_the_interval(mean, half, verdict):
+    bound = claim(rule="bound", low=-0.0025, high=0.0025, evidence=VALUE)
+    assert verdict_of(bound, estimate(mean, half), "smoke") == verdict
+
+
+def test_bounds_of_another_scale_wait_for_it():
+    bound = claim(rule="bound", low=0.8, high=0.9, scale="paper", evidence=VALUE)
+    assert verdict_of(bound, estimate(0.85), "smoke") == "not run"
+    assert verdict_of(bound, estimate(0.85), "paper") == "reproduced"
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"rule": "exact", "evidence": VALUE}, "needs `value` and `tolerance`"),
@@ -81,7 +102,7 @@ def test_the_ledger_is_valid_and_its_numbers_are_those_it_quotes():
     assert len(claims) > 90
     for name, entry in claims.items():
         if entry.value is not None and entry.unit not in ("1", "B", "B parameters"):
-            quoted = entry.reported.replace(",", "").split()[0]
+            quoted = entry.reported.removeprefix("about ").replace(",", "").split()[0]
             assert float(quoted) == entry.value, name
 
 
