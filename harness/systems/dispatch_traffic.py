@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from harness.config.base import Spec
+from harness.config.base import Spec, validate
 from harness.config.decoder_schema import MixtureOfExperts
+from harness.errors import UserError
 from harness.models.routing import route
 
 # forwarded: once per node, then over NVLink; per_gpu: once per GPU; per_expert: once per expert.
@@ -31,6 +32,22 @@ class Dispatch(Spec):
     gpus_per_node: PositiveInt
     draws: PositiveInt
     seed: NonNegativeInt
+
+    def mixture(self, nodes: int, limited: bool) -> MixtureOfExperts:
+        """Return the mixture with one group of experts per node.
+
+        Raises:
+            UserError: If there is none.
+        """
+        gpus = nodes * self.gpus_per_node
+        if self.experts % gpus:
+            raise UserError(f"nodes: found {nodes}, expected {gpus} GPUs to divide the experts, "
+                            f"{self.experts}")  # fmt: skip
+        open_nodes = min(self.node_limit, nodes) if limited else nodes
+        numbers = {"moe_intermediate_size": 1, "n_routed_experts": self.experts,
+                   "num_experts_per_tok": self.experts_per_token, "n_group": nodes,
+                   "topk_group": open_nodes}  # fmt: skip
+        return validate(MixtureOfExperts, numbers, f"{nodes} nodes")
 
 
 @dataclass(frozen=True)
@@ -67,16 +84,9 @@ def chosen_experts(spec: Dispatch, nodes: int, limited: bool) -> Tensor:
         nodes: Over which the experts are spread evenly, in order.
         limited: Whether a token is kept to its best ``node_limit`` nodes.
     """
-    moe = MixtureOfExperts(
-        moe_intermediate_size=1,
-        n_routed_experts=spec.experts,
-        num_experts_per_tok=spec.experts_per_token,
-        n_group=nodes,
-        topk_group=min(spec.node_limit, nodes) if limited else nodes,
-    )
     generator = torch.Generator().manual_seed(spec.seed)
     logits_NE = torch.randn(spec.draws, spec.experts, generator=generator, dtype=torch.float64)
-    return route(logits_NE, torch.zeros(spec.experts), moe).experts_NK
+    return route(logits_NE, torch.zeros(spec.experts), spec.mixture(nodes, limited)).experts_NK
 
 
 def messages(spec: Dispatch, nodes: int, limited: bool, scheme: Scheme) -> Messages:

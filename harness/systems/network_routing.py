@@ -22,7 +22,7 @@ from harness.systems.network_paths import NO_LINK, Flows, Network, Paths
 
 Routing = Literal["static", "ecmp", "sprayed", "adaptive"]
 Floats = NDArray[np.float64]
-# Into how many pieces adaptive routing cuts a flow.
+# Into how many pieces adaptive routing cuts a flow at least; more if it has more paths.
 PIECES = 16
 # Flows whose paths are found at once; bounds memory.
 CHUNK = 1 << 18
@@ -110,12 +110,13 @@ def _spread(
     taken_P = (counts_F[paths.owners] == 1).astype(float)
     # One more link, whose load stays zero, stands for NO_LINK.
     load_L = np.append(_added_up(paths, taken_P * volumes_F[paths.owners], network.links), 0.0)
-    choosing = np.repeat(np.flatnonzero(counts_F > 1), PIECES)
-    for flow in np.random.default_rng(seed).permutation(choosing):
+    pieces_F = np.where(counts_F > 1, np.maximum(counts_F, PIECES), 0)
+    order = np.repeat(np.arange(len(volumes_F)), pieces_F)
+    for flow in np.random.default_rng(seed).permutation(order):
         options = slice(firsts_F[flow], firsts_F[flow] + counts_F[flow])
         chosen = firsts_F[flow] + _least_busy(load_L[paths.links_PH[options]])
-        taken_P[chosen] += 1 / PIECES
-        load_L[paths.links_PH[chosen]] += volumes_F[flow] / PIECES
+        taken_P[chosen] += 1 / pieces_F[flow]
+        load_L[paths.links_PH[chosen]] += volumes_F[flow] / pieces_F[flow]
         load_L[NO_LINK] = 0.0
     return taken_P
 

@@ -64,8 +64,10 @@ class RailArguments(Spec):
         full = self.network.endpoints_per_leaf
         for nodes in self.nodes:
             if nodes > full and nodes % full:
-                raise ValueError(f"nodes: found {nodes}, expected at most {full} or a multiple of it"
-                                 f", such as {nodes - nodes % full}: leaves are full")  # fmt: skip
+                raise ValueError(
+                    f"nodes: found {nodes}, expected at most {full} or a multiple of it, such as "
+                    f"{nodes - nodes % full}: leaves are full"
+                )
         return self
 
 
@@ -105,6 +107,12 @@ class DispatchArguments(Spec):
     printed: dict[Literal["dispatch", "combine"], dict[PositiveInt, PositiveFloat]] = Field(
         description="logical GB/s by nodes"
     )
+
+    @model_validator(mode="after")
+    def _spread_evenly(self) -> "DispatchArguments":
+        for nodes in self.nodes:
+            self.tokens.mixture(nodes, limited=True)
+        return self
 
 
 def network_traffic(
@@ -236,7 +244,7 @@ def _dispatch(sent: DispatchArguments, speed: Bandwidths) -> Iterator[Record]:
     for nodes, limited, scheme in product(sent.nodes, (True, False), get_args(Scheme)):
         found = messages(sent.tokens, nodes, limited, scheme)
         limit = sent.tokens.node_limit if limited else "none"
-        of = {"nodes": nodes, "limit": limit, "scheme": scheme}
+        of = {"gpus": nodes * sent.tokens.gpus_per_node, "limit": limit, "scheme": scheme}
         yield _record("dispatch/nodes", found.nodes, "nodes", of)
         for over in ("network", "nvlink"):
             value = getattr(found, over)
@@ -247,7 +255,8 @@ def _dispatch(sent: DispatchArguments, speed: Bandwidths) -> Iterator[Record]:
         yield _record("dispatch/logical_bandwidth", found.nodes * tokens, "GB/s", logical)
     for operation, values in sent.printed.items():
         for nodes, value in values.items():
-            labels = {"nodes": nodes, "operation": operation, "method": "printed"}
+            gpus = nodes * sent.tokens.gpus_per_node
+            labels = {"gpus": gpus, "operation": operation, "method": "printed"}
             yield _record("dispatch/logical_bandwidth", value, "GB/s", labels)
 
 
