@@ -28,8 +28,8 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     figures = {}
     for experiment in results.plan["experiments"]:
         rows = results.of(experiment)
-        rows = rows.assign(**{name: label(rows, name) for name in LABELS})
         if (rows["metric"] == SIZED).any():
+            rows = rows.assign(**{name: label(rows, name) for name in LABELS})
             figures[f"network_topologies.{experiment}"] = (experiment, _draw(rows))
     return figures
 

@@ -209,7 +209,7 @@ def bandwidth_after(
     for plane in range(planes):
         network = Network(leaf_spine(spec.leaves, int(spines[plane]), spec.endpoints_per_leaf))
         load_L = link_loads(network, shares[plane], "sprayed")
-        times.append(equal_flows_time(load_L, np.ones(network.links)))
+        times.append(equal_flows_time(load_L, np.full(network.links, 1 / planes)))
     partners_E = (total_EE > 0).sum(axis=1)
     bandwidth = partners_E.max() / max(times) if partners_E.any() else 0.0
     return float(bandwidth), float(partners_E.sum() / pairs_EE.sum())

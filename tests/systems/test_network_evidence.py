@@ -194,7 +194,7 @@ def test_rings_of_one_leaf_need_no_spine_and_those_of_many_share_one():
 
 def test_a_group_waits_for_its_slowest_ring():
     # Rings 0 and 2 are of the first group, 1 and 3 of the second.
-    assert group_bandwidth(np.array([1.0, 2.0, 4.0, 1.0]), 2) == (2 / 4 + 2 / 2) / 2
+    assert group_bandwidth(np.array([4.0, 1.0, 3.0, 1.0]), 2) == (2 / 4 + 2 / 1) / 2
 
 
 def test_more_queue_pairs_bring_hashes_nearer_to_spraying(records):
@@ -303,6 +303,13 @@ def test_the_figure_of_traffic_has_a_bar_per_routing_and_marks_what_is_printed(r
         sorted(printed[operation].values()) for operation in ("dispatch", "combine")
     ]
     plt.close(figure)
+
+
+@pytest.mark.parametrize("module", [topologies_figure, traffic_figure])
+def test_other_records_have_no_such_figure(results, module):
+    other = Results(results.folder)
+    other.plan = {"experiments": {"optimizers": {}}}
+    assert module.draw(other) == {}
 
 
 def changed(arguments: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
