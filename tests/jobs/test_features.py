@@ -69,7 +69,7 @@ def test_one_rate_for_all_needs_no_tuning(context):
     assert "train" in stages
     assert "tune" not in stages
     rates = load_records(context.scale_folder)["learning_rate"].dropna()
-    assert set(rates) == {0.01}
+    assert set(rates) == {context.catalog.experiments["fp8_training"].learning_rate}
 
 
 def test_members_have_the_names_of_the_experiment(results):
