@@ -30,13 +30,10 @@ PROMOTED: dict[str, Any] = {"linestyle": (0, (5, 1.5)), "marker": "s"}
 
 def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     """Return one figure per experiment that emulated accumulation."""
-    figures = {}
-    for experiment in results.plan["experiments"]:
-        records = results.of(experiment)
-        records = records[records["metric"] == METRIC]
-        if not records.empty:
-            figures[f"accumulation_error.{experiment}"] = (experiment, _draw(records))
-    return figures
+    return {
+        f"accumulation_error.{experiment}": (experiment, _draw(records))
+        for experiment, records in results.with_metric(METRIC)
+    }
 
 
 def _draw(records: pd.DataFrame) -> Figure:

@@ -20,10 +20,9 @@ BASELINE = "mha"
 
 def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     """Return one figure per experiment that timed decoding."""
-    rows = results.records[results.records["metric"] == METRIC]
     return {
-        f"decode_speed.{experiment}": (experiment, _draw(group))
-        for experiment, group in rows.groupby("experiment", sort=False)
+        f"decode_speed.{experiment}": (experiment, _draw(records))
+        for experiment, records in results.with_metric(METRIC)
     }
 
 

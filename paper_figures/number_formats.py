@@ -23,13 +23,10 @@ MARKERS = ("o", "s", "D", "^", "v")
 
 def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     """Return one figure per experiment that compared formats."""
-    figures = {}
-    for experiment in results.plan["experiments"]:
-        records = results.of(experiment)
-        records = records[records["metric"] == METRIC]
-        if not records.empty:
-            figures[f"number_formats.{experiment}"] = (experiment, _draw(records))
-    return figures
+    return {
+        f"number_formats.{experiment}": (experiment, _draw(records))
+        for experiment, records in results.with_metric(METRIC)
+    }
 
 
 def _draw(records: pd.DataFrame) -> Figure:

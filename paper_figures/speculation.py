@@ -1,6 +1,7 @@
 """How often drafted tokens are accepted, and what that gains in speed."""
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -56,6 +57,6 @@ def _draw(sweep: Sweep) -> Figure:
     return figure
 
 
-def _seeds(ax: Axes, place: int, values, colour: tuple) -> None:  # type: ignore[no-untyped-def]
+def _seeds(ax: Axes, place: int, values: pd.Series, colour: tuple) -> None:
     ax.plot([place] * len(values), values, "o", color=colour, markersize=4, markerfacecolor="white")
     ax.plot(place, values.mean(), "D", color=colour, markersize=5)

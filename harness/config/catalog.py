@@ -41,9 +41,9 @@ class Catalog:
     datasets: dict[str, Any]
     experiments: dict[str, Any]
 
-    def members_of(self, experiment: TrainExperiment) -> list[str]:
+    def members_of(self, experiment: TrainExperiment | MeasureExperiment) -> list[str]:
         """Return what ``experiment`` compares: its optimizers or its models."""
-        if experiment.compare == "models":
+        if isinstance(experiment, TrainExperiment) and experiment.compare == "models":
             return list(experiment.model_names.values())
         return self.optimizers_of(experiment)
 
@@ -195,10 +195,7 @@ def _check_references(
         return
     optimizers = catalog.optimizers_of(experiment)
     _known(optimizers, [*catalog.optimizers, "all"], f"{where}: optimizers")
-    members = (
-        catalog.members_of(experiment) if isinstance(experiment, TrainExperiment) else optimizers
-    )
-    _known([experiment.baseline], members, f"{where}: baseline")
+    _known([experiment.baseline], catalog.members_of(experiment), f"{where}: baseline")
     for name in optimizers:
         _check_recording(catalog, name, models)
     if isinstance(experiment, TrainExperiment):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.config.decoder_schema import DecoderSpec, SwiGLU
+from harness.config.decoder_schema import DecoderSpec, MixtureOfExperts, SwiGLU
 from harness.models.attention import make_attention
 from harness.models.cache import Cache, CacheForm, make_layer_cache
 from harness.models.feed_forward import FeedForward
@@ -52,7 +52,7 @@ class Decoder(nn.Module):
         if spec.tie_word_embeddings:
             self.head.weight = self.embedding.weight
             self.companion_parameters = (r"^embedding\.",)
-        if self.mixtures:
+        if isinstance(spec.feed_forward, MixtureOfExperts):
             # Like the output head, the gate tells classes apart: a row of it is one expert.
             self.companion_parameters += (r"\.router\.",)
         # Last, so that a seed draws the same main model with and without prediction.
@@ -62,6 +62,8 @@ class Decoder(nn.Module):
             blocks = [Block(spec, last) for _ in range(spec.prediction.depth)]
             self.prediction = PredictionModules(spec, blocks)
             _initialise(self.prediction, spec)
+        # First layer first; asked for in every step.
+        self.mixtures = [module for module in self.modules() if isinstance(module, Mixture)]
 
     def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """Return logits (B x T x V) for the token after each position."""
@@ -74,7 +76,17 @@ class Decoder(nn.Module):
             tokens_BT: Token ids; with a cache, those after the positions that it holds.
             cache: Of ``new_cache``; takes in the new positions. For use without gradients.
         """
-        return self.norm(self._stream(tokens_BT, cache))
+        x_BTD = self.embedding(tokens_BT)
+        start = 0 if cache is None else cache.length
+        rotation = rotary_angles(
+            start, tokens_BT.shape[1], self.spec.rotary_dim, self.spec.rope_theta, x_BTD.device
+        )
+        for index, block in enumerate(self.blocks):
+            layer = None if cache is None else cache.layers[index]
+            x_BTD = block(x_BTD, rotation, layer, start)
+        if cache is not None:
+            cache.length += tokens_BT.shape[1]
+        return self.norm(x_BTD)
 
     def new_cache(
         self,
@@ -150,24 +162,6 @@ class Decoder(nn.Module):
             for name, value in layer.items()
         }
         return means | each
-
-    @property
-    def mixtures(self) -> list[Mixture]:
-        """The mixtures of experts, first layer first."""
-        return [module for module in self.modules() if isinstance(module, Mixture)]
-
-    def _stream(self, tokens_BT: Tensor, cache: Cache | None) -> Tensor:
-        x_BTD = self.embedding(tokens_BT)
-        start = 0 if cache is None else cache.length
-        rotation = rotary_angles(
-            start, tokens_BT.shape[1], self.spec.rotary_dim, self.spec.rope_theta, x_BTD.device
-        )
-        for index, block in enumerate(self.blocks):
-            layer = None if cache is None else cache.layers[index]
-            x_BTD = block(x_BTD, rotation, layer, start)
-        if cache is not None:
-            cache.length += tokens_BT.shape[1]
-        return x_BTD
 
 
 class Block(nn.Module):

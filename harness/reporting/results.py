@@ -163,6 +163,14 @@ class Results:
         """Return the records of one experiment."""
         return self.records[self.records["experiment"] == experiment]
 
+    def with_metric(self, metric: str) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Yield every experiment that has records of ``metric``, and those records."""
+        for experiment in self.plan["experiments"]:
+            records = self.of(experiment)
+            records = records[records["metric"] == metric]
+            if not records.empty:
+                yield experiment, records
+
     def sweeps(self) -> Iterator[Sweep]:
         """Yield every train experiment on each of its datasets, and models or optimizers."""
         swept = self.runs.dropna(subset=["model", "dataset", "optimizer"])
