@@ -25,12 +25,13 @@ def collect(context: Context) -> None:
     runs: list[dict[str, Any]] = []
     for job in context.jobs.values():
         if job.stage in ("tune", "train"):
-            for run in context.result(job.name)["runs"]:
+            result = context.result(job.name)
+            for run in result["runs"]:
                 its_records, row = _training_run(context, job, run)
                 records.extend(its_records)
                 runs.append(row)
-            if not context.result(job.name)["runs"]:
-                runs.extend(_unreported(context, job))
+            if "unreported" in result:
+                runs.extend(_unreported(job, result["unreported"]))
         elif job.stage in ("calibrate", "evaluate", "precision", "measure", "compute"):
             records.extend(
                 _job_record(job, record) for record in context.result(job.name)["records"]
@@ -89,7 +90,7 @@ def _cache_bytes(spec: dict[str, Any]) -> int | None:
     return BFLOAT16_BYTES * model.num_hidden_layers * cached_elements(model, content)
 
 
-def _unreported(context: Context, job: Job) -> list[dict[str, Any]]:
+def _unreported(job: Job, reason: str) -> list[dict[str, Any]]:
     """Rows for the seeds that could not be reported, so that no table drops them silently."""
     return [
         {
@@ -97,12 +98,13 @@ def _unreported(context: Context, job: Job) -> list[dict[str, Any]]:
             "run_id": f"{job.name}.s{item.factors.seed}",
             "role": "reporting",
             "status": "diverged",
-            "reason": context.result(job.name)["reason"],
+            "reason": reason,
             "spec": json.dumps(item.spec, sort_keys=True),
             "environment": "{}",
             **asdict(item.factors),
         }
         for item in job.work
+        if item.role == "reporting"
     ]
 
 

@@ -60,6 +60,10 @@ class Context:
         """Return what the job called ``name`` wrote."""
         return json.loads(self.output(self.job(name)).read_text())
 
+    def reported_runs(self, name: str) -> list[dict[str, Any]]:
+        """Return the runs of a training job that are more than trials."""
+        return [run for run in self.result(name)["runs"] if run["role"] == "reporting"]
+
     def dataset_folder(self, job: Job) -> Path:
         """Return the prepared dataset that ``job`` reads."""
         prepared = [name for name in job.needs if self.job(name).stage == "prepare"]

@@ -38,7 +38,7 @@ def evaluate(job: Job, context: Context) -> dict[str, Any]:
     records: list[dict[str, Any]] = []
     with leased_device(context.catalog.scale.device, where) as device:
         torch.set_num_threads(context.catalog.scale.threads)
-        for run in context.result(trained)["runs"]:
+        for run in context.reported_runs(trained):
             folder = context.run_folder(run["run_id"])
             summary = require_summary(folder)
             if summary["status"] != "completed":

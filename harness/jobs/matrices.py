@@ -61,7 +61,7 @@ def recorded_spectra(
     """
     by_name: dict[str, list[np.ndarray]] = defaultdict(list)
     for job in recording_jobs(context.jobs.values(), model, recording):
-        for run in context.result(job.name)["runs"]:
+        for run in context.reported_runs(job.name):
             for snapshot in read_snapshots(context.run_folder(run["run_id"])):
                 for name, values in snapshot.spectra.items():
                     by_name[name].append(values)

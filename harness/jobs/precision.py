@@ -38,7 +38,7 @@ def precision(job: Job, context: Context) -> dict[str, Any]:
         triples = calibrated_triples(model, spec["calibration"], context)
         polynomials[name] = {shape: [triple] * STEPS for shape, triple in triples.items()}
     records: list[dict[str, Any]] = []
-    for run in context.result(job.needs[0])["runs"]:
+    for run in context.reported_runs(job.needs[0]):
         folder = context.run_folder(run["run_id"])
         steps = require_summary(folder)["spec"]["training"]["steps"]
         snapshots = list(read_snapshots(folder))

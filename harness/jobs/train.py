@@ -21,39 +21,50 @@ SELECTION_METRIC = "validation/loss"
 
 def tune(job: Job, context: Context) -> dict[str, Any]:
     """Train the trials of ``job`` and list them."""
-    return {"runs": _train(job, context, list(job.work), role="tuning")}
+    with _trainer(job, context) as run:
+        return {"runs": [run(item) for item in job.work]}
 
 
 def train(job: Job, context: Context) -> dict[str, Any]:
     """Train the reporting seeds of ``job`` at the learning rate with the best tuning result.
 
-    If every trial diverged there is nothing to report: the result says so instead of runs.
+    The trials are its own or those of the jobs it needs. If every one diverged there is nothing to
+    report: the result says so.
     """
-    work = list(job.work)
-    if any("learning_rate" not in item.spec for item in work):
-        rate = best_learning_rate(job, context)
-        if rate is None:
-            return {"runs": [], "reason": "every learning rate of the grid diverged or failed"}
-        work = [
-            Work(
-                factors=replace(item.factors, learning_rate=rate),
-                spec=item.spec | {"learning_rate": rate},
-            )
-            for item in work
-        ]
-    return {"runs": _train(job, context, work, role="reporting")}
+    with _trainer(job, context) as run:
+        runs = [run(item) for item in job.work if item.role == "tuning"]
+        reporting = [item for item in job.work if item.role == "reporting"]
+        if any("learning_rate" not in item.spec for item in reporting):
+            earlier = [name for name in job.needs if context.job(name).stage == "tune"]
+            trials = runs + [trial for name in earlier for trial in context.result(name)["runs"]]
+            rate = best_learning_rate(trials, context)
+            if rate is None:
+                return {"runs": runs, "unreported": "every learning rate of the grid diverged or "
+                        "failed"}  # fmt: skip
+            reporting = [
+                replace(
+                    item,
+                    factors=replace(item.factors, learning_rate=rate),
+                    spec=item.spec | {"learning_rate": rate},
+                )
+                for item in reporting
+            ]
+        return {"runs": runs + [run(item) for item in reporting]}
 
 
-def best_learning_rate(job: Job, context: Context) -> float | None:
-    """Return the rate with the lowest mean validation loss over the tuning seeds of ``job``.
+def best_learning_rate(trials: list[dict[str, Any]], context: Context) -> float | None:
+    """Return the rate with the lowest mean validation loss over the tuning seeds.
 
     A rate at which some seed did not complete is not a candidate.
+
+    Args:
+        trials: Listed runs of one sweep.
+        context: Where they are.
     """
     losses: dict[float, list[float]] = defaultdict(list)
-    for name in job.needs:
-        if context.job(name).stage == "tune":
-            for run in context.result(name)["runs"]:
-                losses[run["factors"]["learning_rate"]].append(_final_loss(context, run["run_id"]))
+    for trial in trials:
+        loss = _final_loss(context, trial["run_id"])
+        losses[trial["factors"]["learning_rate"]].append(loss)
     means = {rate: sum(values) / len(values) for rate, values in losses.items()}
     rate = min(means, key=means.__getitem__)
     return rate if math.isfinite(means[rate]) else None
@@ -68,10 +79,11 @@ def _final_loss(context: Context, run_id: str) -> float:
     return rows[-1]["value"] if rows else math.inf
 
 
-def _train(job: Job, context: Context, work: list[Work], role: str) -> list[dict[str, Any]]:
+@contextmanager
+def _trainer(job: Job, context: Context) -> Iterator[Callable[[Work], dict[str, Any]]]:
+    """Lease a device and yield what trains one run on it and returns its entry in the result."""
     scale = context.catalog.scale
     where = f"{context.catalog.folder}/scales/{context.catalog.scale_name}.yaml: device"
-    listed = []
     with leased_device(scale.device, where) as device, stop_signals() as stop:
         import torch
 
@@ -79,7 +91,8 @@ def _train(job: Job, context: Context, work: list[Work], role: str) -> list[dict
 
         torch.set_num_threads(scale.threads)
         data = context.dataset_folder(job)
-        for item in work:
+
+        def run(item: Work) -> dict[str, Any]:
             if stop():
                 raise Interrupted("stopped between two runs")
             run_id = identify(_prefix(item.factors), item.spec)
@@ -90,13 +103,14 @@ def _train(job: Job, context: Context, work: list[Work], role: str) -> list[dict
                 device,
                 _coefficients(item, context),
                 checkpoint_seconds=scale.checkpoint_seconds,
-                keep_weights=role == "reporting",
+                keep_weights=item.role == "reporting",
                 progress=_progress(run_id),
                 stop=stop,
             )
             print(f"{run_id}: {summary['status']}", file=sys.stderr, flush=True)
-            listed.append({"run_id": run_id, "factors": asdict(item.factors), "role": role})
-    return listed
+            return {"run_id": run_id, "factors": asdict(item.factors), "role": item.role}
+
+        yield run
 
 
 def _prefix(factors: Factors) -> str:

@@ -144,7 +144,10 @@ def _train(
 
 
 def _sweep(catalog: Catalog, sweep: Sweep, ready: Names, reports: list[Job]) -> Iterator[Job]:
-    """Tuning jobs, the reporting jobs that read them, and the evaluation of what those trained."""
+    """Tuning jobs, the reporting jobs that read them, and the evaluation of what those trained.
+
+    A sweep that fits one process is one job: short runs cost less than starting to run them.
+    """
     name, model, dataset, optimizer = sweep
     experiment = catalog.experiments[name]
     base = resolve_training(catalog, experiment, model, dataset, optimizer)
@@ -165,17 +168,19 @@ def _sweep(catalog: Catalog, sweep: Sweep, ready: Names, reports: list[Job]) -> 
         # Nobody looks at what a trial would record.
         training = base["training"] | {"recording_interval": None}
         item = work(seed, rate)
-        return replace(item, spec=item.spec | {"training": training})
+        return replace(item, spec=item.spec | {"training": training}, role="tuning")
 
     fixed = experiment.learning_rate
     rates = [] if fixed is not None else catalog.optimizers[optimizer].tune.lr
     trials = [trial(seed, rate) for seed in experiment.seeds.tuning for rate in rates]
+    reporting = [work(seed, fixed) for seed in experiment.seeds.reporting]
+    if len(trials) + len(reporting) <= size:
+        trials, reporting = [], trials + reporting
     tuning = [
         make_job("tune", label, part, gpu, needs=inputs, after=after, experiment=name)
         for part in _chunks(trials, size)
     ]
     yield from tuning
-    reporting = [work(seed, fixed) for seed in experiment.seeds.reporting]
     tuned = (*inputs, *(job.name for job in tuning))
     for part in _chunks(reporting, size):
         job = make_job("train", label, part, gpu, needs=tuned, after=after, experiment=name)

@@ -16,6 +16,8 @@ Stage = Literal[
     "measure",
     "compute",
 ]
+# What a training run is for: a trial of a learning rate, or a number in a table.
+Role = Literal["tuning", "reporting"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +33,14 @@ class Factors:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """One run of a job: its factors and its specification.
+    """One run of a job: its factors, its specification and what it is for.
 
-    In a ``train`` job the specification lacks the learning rate if tuning jobs decide it.
+    A reported run lacks the learning rate in its specification if trials decide it.
     """
 
     factors: Factors
     spec: dict[str, Any]
+    role: Role = "reporting"
 
 
 @dataclass(frozen=True, kw_only=True)

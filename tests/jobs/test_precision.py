@@ -115,7 +115,7 @@ def test_coefficients_are_fitted_to_what_was_recorded(context, records):
     runs = [run for job in context.jobs.values()
             if (job.stage, job.experiment) == ("train", "language_optimizers")
             and job.work[0].factors.optimizer == "muon"
-            for run in context.result(job.name)["runs"]]  # fmt: skip
+            for run in context.reported_runs(job.name)]  # fmt: skip
     first = snapshots(context, runs[0]["run_id"])
     name = "blocks.0.attention.query.weight"
     for found, step in zip(spectra[64, 64][:5], STEPS, strict=True):

@@ -33,8 +33,17 @@ def jobs_of(catalog: Catalog, stage: str, *optimizers: str) -> list[Job]:
     ]
 
 
+def trained(catalog: Catalog, *optimizers: str) -> list[Job]:
+    return jobs_of(catalog, "tune", *optimizers) + jobs_of(catalog, "train", *optimizers)
+
+
 def specs(catalog: Catalog, *optimizers: str) -> list[dict]:
-    return [item.spec for job in jobs_of(catalog, "tune", *optimizers) for item in job.work]
+    return [
+        item.spec
+        for job in trained(catalog, *optimizers)
+        for item in job.work
+        if item.role == "tuning"
+    ]
 
 
 def test_what_is_recorded_comes_before_what_is_fitted_to_it(catalog):
@@ -45,7 +54,7 @@ def test_what_is_recorded_comes_before_what_is_fitted_to_it(catalog):
         for job in jobs_of(catalog, "train", "muon")
         if job.experiment == "language_optimizers"
     ]
-    for job in jobs_of(catalog, "tune", *RECORDED) + jobs_of(catalog, "train", *RECORDED):
+    for job in trained(catalog, *RECORDED):
         calibration = f"calibrate.decoder_tiny.{job.work[0].factors.optimizer}"
         assert recording in job.needs
         assert calibration in job.after
@@ -56,14 +65,17 @@ def test_what_is_recorded_comes_before_what_is_fitted_to_it(catalog):
 
 
 def test_only_reported_runs_record(catalog):
-    for stage, interval in (("tune", None), ("train", 5)):
-        jobs = [
-            job
-            for job in jobs_of(catalog, stage, "muon", "root", *RECORDED)
-            if job.experiment in ("language_optimizers", "root_calibration")
-        ]
-        found = {item.spec["training"]["recording_interval"] for job in jobs for item in job.work}
-        assert found == {interval}
+    jobs = [
+        job
+        for job in trained(catalog, "muon", "root", *RECORDED)
+        if job.experiment in ("language_optimizers", "root_calibration")
+    ]
+    found = {
+        (item.role, item.spec["training"]["recording_interval"])
+        for job in jobs
+        for item in job.work
+    }
+    assert found == {("tuning", None), ("reporting", 5)}
 
 
 def test_runs_with_recorded_coefficients_depend_on_the_recording(catalog):
@@ -87,31 +99,44 @@ def test_how_runs_are_batched_does_not_change_runs(catalog):
     recordings = [job for job in jobs_of(batched, "train", "muon")
                   if job.experiment == "language_optimizers"]  # fmt: skip
     assert len(recordings) == 3
-    for job in jobs_of(batched, "tune", *RECORDED):
+    for job in trained(batched, *RECORDED):
         assert {one.name for one in recordings} <= set(job.needs)
 
 
+def test_a_sweep_that_fits_one_process_is_one_job(catalog):
+    for size, stages in ((8, ["train"]), (7, ["train", "tune"])):
+        scale = catalog.scale.model_copy(update={"runs_per_job": size})
+        found = {
+            job.stage: job
+            for job in trained(replace(catalog, scale=scale), "muon")
+            if job.experiment == "language_optimizers"
+        }
+        assert sorted(found) == stages
+        assert [item.role for job in found.values() for item in job.work].count("tuning") == 5
+        others = set(found) - {"train"}
+        assert {found[stage].name for stage in others} <= set(found["train"].needs)
+
+
 def test_root_and_muon_are_trained_once_for_both_experiments(catalog):
-    for stage in ("tune", "train"):
-        for optimizer in ("root", "muon"):
-            jobs = [job for job in jobs_of(catalog, stage, optimizer)
-                    if job.experiment in ("language_optimizers", "root_calibration")]  # fmt: skip
-            assert len(jobs) == 2
-            assert jobs[0].work == jobs[1].work
-            assert jobs[0].name in jobs[1].after
+    for optimizer in ("root", "muon"):
+        jobs = [job for job in trained(catalog, optimizer)
+                if job.experiment in ("language_optimizers", "root_calibration")]  # fmt: skip
+        assert len(jobs) == 2
+        assert jobs[0].work == jobs[1].work
+        assert jobs[0].name in jobs[1].after
 
 
 def test_every_recorded_training_job_is_judged(catalog):
     judged = [job for job in expand(catalog).values() if job.stage == "precision"]
-    trained = {job.needs[0] for job in judged}
+    reports = {job.needs[0] for job in judged}
     expected = {
         job.name
         for job in expand(catalog).values()
         if job.stage == "train"
         and job.work[0].spec["optimizer"]["parameters"] == "matrices"
-        and job.work[0].spec["training"]["recording_interval"] is not None
+        and job.work[-1].spec["training"]["recording_interval"] is not None
     }
-    assert trained == expected
+    assert reports == expected
     names = {job.experiment: set(job.work[0].spec["calibrations"]) for job in judged}
     assert names["language_optimizers"] == {"root"}
     # Its variant without the filter has the same coefficients.

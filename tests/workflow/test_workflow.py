@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 MICRO = {
     "description": "a workflow in a test",
     "device": "cpu",
-    "runs_per_job": 8,
+    "runs_per_job": 5,
     "experiments": {
         "language_optimizers": {
             "optimizers": ["adamw", "root"],
