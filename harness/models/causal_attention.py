@@ -24,6 +24,12 @@ def causal_attention(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSV: Tensor, scale: floa
 
 
 def _from_the_start(q_BNSH: Tensor, k_BKSH: Tensor, v_BKSV: Tensor, scale: float) -> Tensor:
+    kind, dtype = v_BKSV.device.type, v_BKSV.dtype
+    if kind == "cpu" and dtype == torch.bfloat16:
+        # For short sequences its backward pass takes four times as long as that of float32.
+        with torch.autocast(kind, enabled=False):
+            mixed_BNSV = _from_the_start(q_BNSH.float(), k_BKSH.float(), v_BKSV.float(), scale)
+        return mixed_BNSV.to(dtype)
     # Torch's flash kernels, on a CPU as on CUDA, want values as wide as keys; without one, all
     # S x S scores are kept. Columns of zeros add columns of zeros to the result.
     width = v_BKSV.shape[3]

@@ -69,7 +69,8 @@ def quantize(
     groups = {"tensor": (rows, columns), "row": (1, columns), "tile": (1, block),
               "block": (block, block)}  # fmt: skip
     group = groups[granularity]
-    x_AGBH = _grouped(x_RC.float(), group)
+    # A transpose is read several times below: one copy in order costs less.
+    x_AGBH = _grouped(x_RC.float().contiguous(), group)
     scales_AB = _scales(x_AGBH.abs().amax(3).amax(1), format, power_of_two)
     values_AGBH = cast(x_AGBH / scales_AB[:, None, :, None], format)
     return Quantized(_ungrouped(values_AGBH, x_RC.shape), scales_AB, group)
@@ -78,7 +79,7 @@ def quantize(
 @torch.no_grad()
 def dequantize(quantized: Quantized, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return values times scales: rows x columns, computed in float32 and rounded to ``dtype``."""
-    values_AGBH = _grouped(quantized.values.float(), quantized.group)
+    values_AGBH = _grouped(_widened(quantized.values), quantized.group)
     products_AGBH = values_AGBH * quantized.scales[:, None, :, None]
     return _ungrouped(products_AGBH, quantized.values.shape).to(dtype)
 
@@ -116,6 +117,16 @@ def round_in_tiles(x: Tensor, format: str, tile: int) -> Tensor:
     if format == "bfloat16":
         return round_to_format(x, FORMATS[format])
     return fake_quantize(x, FORMATS[format], "tile", tile)
+
+
+def _widened(values_RC: Tensor) -> Tensor:
+    """Return the values as float32."""
+    if values_RC.device.type == "cpu" and values_RC.dtype.itemsize == 1:
+        # Torch widens FP8 one value after the other here; looking all 256 up is five times faster.
+        every = torch.arange(256, dtype=torch.uint8).view(values_RC.dtype).float()
+        codes_RC = values_RC.view(torch.uint8).int()
+        return every.index_select(0, codes_RC.flatten()).view(values_RC.shape)
+    return values_RC.float()
 
 
 def _scales(amax: Tensor, format: FloatFormat, power_of_two: bool) -> Tensor:
