@@ -4,6 +4,7 @@
 rule check:
     output:
         "results/{scale}/jobs/check/{job}.json",
+    priority: priority
     log:
         "results/{scale}/logs/check/{job}.log",
     params:
@@ -19,8 +20,11 @@ rule prepare:
         after=after,
     output:
         "results/data/{job}/manifest.json",
+    priority: priority
     log:
         "results/data/{job}/prepare.log",
+    # The tokenizer uses all cores.
+    threads: workflow.cores
     shell:
         JOB
 
@@ -31,6 +35,7 @@ rule calibrate:
         after=after,
     output:
         "results/{scale}/jobs/calibrate/{job}.json",
+    priority: priority
     log:
         "results/{scale}/logs/calibrate/{job}.log",
     params:

@@ -22,7 +22,7 @@ class LocalText(Spec):
 
 
 class HubText(Spec):
-    """A dataset of the Hugging Face hub, streamed with the `datasets` library."""
+    """A dataset of the hub, streamed, or read from a copy at its path below HARNESS_DATA."""
 
     type: Literal["huggingface"]
     path: str = Field(description="repository, e.g. HuggingFaceFW/fineweb-edu")
@@ -30,6 +30,9 @@ class HubText(Spec):
     split: str = "train"
     column: str = "text"
     revision: str | None = Field(None, description="commit of the repository, to pin the data")
+    files: str | None = Field(
+        None, description="pattern of the configuration's files, which a copy has, in their order"
+    )
 
 
 class BytesTokenizer(Spec):
@@ -46,10 +49,17 @@ class TrainedBpe(Spec):
 
 
 class HubTokenizer(Spec):
-    """The tokenizer of a Hugging Face repository, e.g. gpt2."""
+    """The tokenizer.json of a hub repository, or of a copy at its path below HARNESS_DATA."""
 
     type: Literal["huggingface"]
     path: str
+
+
+class TokenizerFile(Spec):
+    """A tokenizer.json on this machine."""
+
+    type: Literal["tokenizer_file"]
+    path: str = Field(description="absolute, or relative to the folder named by HARNESS_DATA")
 
 
 class Gpt2Files(Spec):
@@ -66,7 +76,8 @@ class TextDataset(Spec):
     kind: Literal["text"]
     source: Annotated[PythonStandardLibrary | LocalText | HubText, Field(discriminator="type")]
     tokenizer: Annotated[
-        BytesTokenizer | TrainedBpe | HubTokenizer | Gpt2Files, Field(discriminator="type")
+        BytesTokenizer | TrainedBpe | HubTokenizer | TokenizerFile | Gpt2Files,
+        Field(discriminator="type"),
     ]
     validation_fraction: float = Field(0.05, gt=0, lt=0.5, description="share of the documents")
     test_fraction: float = Field(0.05, gt=0, lt=0.5, description="share of the documents")

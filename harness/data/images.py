@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.data.digests import has_digest
 from harness.data.locations import locate
 from harness.data.text import SPLITS, Split, read_manifest
 from harness.errors import UserError
@@ -72,7 +73,7 @@ def load_images(folder: Path, split: Split, device: torch.device) -> tuple[Tenso
     arrays = []
     for name in ("images", "labels"):
         path = folder / f"{split}_{name}.npy"
-        if not path.is_file() or sha256_of(path) != entry[f"{name}_sha256"]:
+        if not has_digest(path, entry[f"{name}_sha256"]):
             raise UserError(
                 f"{path}: missing or differs from its digest; delete "
                 f"{folder / 'manifest.json'} to prepare the dataset again"

@@ -31,3 +31,13 @@ def locate(path: str, where: str, *, create: bool = False) -> Path:
     if not full.exists():
         raise UserError(f"{where}: '{full}' does not exist; expected the data there")
     return full
+
+
+def hub_copy(repository: str) -> Path | None:
+    """Return where a copy of a repository of the Hugging Face hub belongs, if anywhere.
+
+    Args:
+        repository: Its path on the hub; the copy's path below the folder of ``HARNESS_DATA``.
+    """
+    root = os.environ.get("HARNESS_DATA")
+    return Path(root).expanduser() / repository if root else None

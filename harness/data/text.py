@@ -6,27 +6,31 @@ split and the raw text of the first test documents, from which evaluation tasks 
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from harness.data.text_sources import Document, read_documents
-from harness.data.tokenizers import END_OF_TEXT, make_tokenizer
+from harness.data.digests import has_digest
+from harness.data.encoding import BATCH_BYTES, encode_in_order, token_dtype
+from harness.data.prepared_files import TOKENIZER, PlacedText, PreparedFiles, read_progress
+from harness.data.text_sources import Document, Source, open_source
+from harness.data.tokenizers import load_tokenizer, make_tokenizer
 from harness.errors import UserError
 from harness.files import sha256_of, write_atomically, write_json
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-SHARD_TOKENS = 1 << 27
-HELDOUT_BYTES = 4_000_000
+# Text between two states of the progress: seconds of work.
+COMMIT_BYTES = 1 << 26
 
 
 def prepare_text(spec: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
     """Tokenise the source of ``spec`` into ``folder`` and return the manifest.
+
+    A preparation that was interrupted, however it ended, goes on from its last progress.
 
     Args:
         spec: Resolved specification of a text dataset.
@@ -37,97 +41,93 @@ def prepare_text(spec: Mapping[str, Any], folder: Path, where: str) -> dict[str,
         UserError: If the source or tokenizer is missing or a split comes out empty.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    training_texts = (doc.text for split, doc in _split(spec, where) if split == "train")
-    tokenizer = make_tokenizer(spec["tokenizer"], training_texts, where)
-    write_atomically(folder / "tokenizer.json", tokenizer.to_str().encode())
-    writers = {split: _SplitWriter(folder, split, tokenizer) for split in SPLITS}
-    heldout: list[str] = []
-    room = HELDOUT_BYTES
-    for batch in _batched(_split(spec, where), 256):
-        for split in SPLITS:
-            texts = [doc.text for its_split, doc in batch if its_split == split]
-            writers[split].add(texts)
-            if split == "test":
-                for text in texts:
-                    room -= len(text.encode())
-                    if room > 0:
-                        heldout.append(text)
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in heldout)
-    write_atomically(folder / "heldout.jsonl", lines.encode())
+    source = open_source(spec["source"], where)
+    origin = {"spec": spec, "source": source.origin()}
+    tokenizer, files = _begin(spec, folder, where, source, origin)
+    committed = files.total("bytes")
+    batches = _batches(source, spec, where, seen=committed)
+    for batch, tokens in encode_in_order(tokenizer, batches, _texts):
+        files.add(batch.texts, tokens)
+        if files.total("bytes") - committed >= COMMIT_BYTES:
+            files.commit(origin, batch.position)
+            committed = files.total("bytes")
+            print(f"{folder.name}: {files.total('tokens'):,} tokens of {committed:,} bytes")
     manifest = {
         "kind": "text",
         "spec": spec,
         "vocab_size": tokenizer.get_vocab_size(),
-        "tokenizer_sha256": sha256_of(folder / "tokenizer.json"),
-        "splits": {split: writer.close(where) for split, writer in writers.items()},
+        "tokenizer_sha256": sha256_of(folder / TOKENIZER),
+        "splits": files.close(where),
     }
+    files.commit(origin, source.position())
     write_json(folder / "manifest.json", manifest)
     return manifest
 
 
-def _split(spec: Mapping[str, Any], where: str) -> Iterator[tuple[Split, Document]]:
-    """Assign whole documents to splits by the hash of their name, whatever their order."""
-    seen = 0
-    for document in read_documents(spec["source"], where):
-        if spec["maximum_bytes"] is not None and seen >= spec["maximum_bytes"]:
-            return
-        seen += len(document.text.encode())
-        place = int(hashlib.sha256(document.name.encode()).hexdigest()[:8], 16) / 16**8
-        if place < spec["test_fraction"]:
-            yield "test", document
-        elif place < spec["test_fraction"] + spec["validation_fraction"]:
-            yield "validation", document
-        else:
-            yield "train", document
+def _begin(
+    spec: Mapping[str, Any], folder: Path, where: str, source: Source, origin: Mapping[str, Any]
+) -> tuple[Tokenizer, PreparedFiles]:
+    """Return tokenizer and files as the last progress left them, else new ones."""
+    progress = read_progress(folder, origin)
+    if progress is not None:
+        tokenizer = load_tokenizer(folder)
+        files = PreparedFiles.resume(folder, SPLITS, token_dtype(tokenizer), progress)
+        if files is not None:
+            source.go_to(progress["position"])
+            return tokenizer, files
+        print(f"{folder}: files differ from progress.json; starting over")
+    beginning = open_source(spec["source"], where)
+    placed = (text for batch in _batches(beginning, spec, where) for text in batch.texts)
+    training_texts = (text for split, text, _ in placed if split == "train")
+    tokenizer = make_tokenizer(spec["tokenizer"], training_texts, where)
+    write_atomically(folder / TOKENIZER, tokenizer.to_str().encode())
+    files = PreparedFiles(folder, SPLITS, token_dtype(tokenizer))
+    files.commit(origin, source.position())
+    return tokenizer, files
 
 
-def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
+class _Batch(NamedTuple):
+    texts: list[PlacedText]
+    position: Any
 
 
-class _SplitWriter:
-    """Appends tokens of one split to shards and keeps the counts for the manifest."""
+def _texts(batch: _Batch) -> list[str]:
+    return [placed.text for placed in batch.texts]
 
-    def __init__(self, folder: Path, split: Split, tokenizer: Tokenizer) -> None:
-        self.folder, self.split, self.tokenizer = folder, split, tokenizer
-        self.end = tokenizer.token_to_id(END_OF_TEXT)
-        self.dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
-        self.counts = {"documents": 0, "bytes": 0, "tokens": 0}
-        self.shards: list[dict[str, Any]] = []
-        self.pending: list[np.ndarray] = []
-        self.pending_tokens = 0
 
-    def add(self, texts: list[str]) -> None:
-        for text, encoding in zip(texts, self.tokenizer.encode_batch_fast(texts), strict=True):
-            tokens = np.array([*encoding.ids, self.end], dtype=self.dtype)
-            self.counts["documents"] += 1
-            self.counts["bytes"] += len(text.encode())
-            self.counts["tokens"] += len(tokens)
-            self.pending.append(tokens)
-            self.pending_tokens += len(tokens)
-        while self.pending_tokens >= SHARD_TOKENS:
-            self._flush(SHARD_TOKENS)
+def _batches(
+    source: Source, spec: Mapping[str, Any], where: str, seen: int = 0
+) -> Iterator[_Batch]:
+    """Yield about ``BATCH_BYTES`` of text at a time and the position after them."""
+    limit = spec["maximum_bytes"]
+    texts: list[PlacedText] = []
+    size = 0
+    for document in source:
+        if limit is not None and seen + size >= limit:
+            break
+        texts.append(_place(document, spec, where))
+        size += texts[-1].bytes
+        if size >= BATCH_BYTES:
+            yield _Batch(texts, source.position())
+            texts, seen, size = [], seen + size, 0
+    if texts:
+        yield _Batch(texts, source.position())
 
-    def _flush(self, count: int) -> None:
-        tokens = np.concatenate(self.pending)
-        path = self.folder / f"{self.split}-{len(self.shards):05d}.bin"
-        write_atomically(path, tokens[:count].tobytes())
-        self.shards.append({"file": path.name, "tokens": min(count, len(tokens)),
-                            "sha256": sha256_of(path)})  # fmt: skip
-        self.pending = [tokens[count:]]
-        self.pending_tokens = len(self.pending[0])
 
-    def close(self, where: str) -> dict[str, Any]:
-        if self.counts["documents"] == 0:
-            raise UserError(
-                f"{where}: the {self.split} split is empty; expected more documents, or a larger "
-                f"{'test' if self.split == 'test' else 'validation'}_fraction"
-            )
-        if self.pending_tokens:
-            self._flush(self.pending_tokens)
-        return {**self.counts, "dtype": np.dtype(self.dtype).name, "shards": self.shards}
+def _place(document: Document, spec: Mapping[str, Any], where: str) -> PlacedText:
+    """Assign a whole document to a split by the hash of its name, whatever the order."""
+    place = int(hashlib.sha256(document.name.encode()).hexdigest()[:8], 16) / 16**8
+    try:
+        size = len(document.text.encode())
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}.source: '{document.name}' is not valid Unicode text ({error})"
+                        ) from None  # fmt: skip
+    split: Split = "train"
+    if place < spec["test_fraction"]:
+        split = "test"
+    elif place < spec["test_fraction"] + spec["validation_fraction"]:
+        split = "validation"
+    return PlacedText(split, document.text, size)
 
 
 class TokenStream:
@@ -179,7 +179,7 @@ def read_heldout(folder: Path) -> list[str]:
 
 def _open_shard(folder: Path, shard: Mapping[str, Any], dtype: str) -> np.ndarray:
     path = folder / shard["file"]
-    if not path.is_file() or sha256_of(path) != shard["sha256"]:
+    if not has_digest(path, shard["sha256"]):
         state = "differs from its digest" if path.is_file() else "is missing"
         raise UserError(
             f"{path}: shard {state} (expected sha256 {shard['sha256'][:12]}...); delete "

@@ -1,92 +1,206 @@
-"""Documents from the Python standard library, local files or the Hugging Face hub."""
+"""Documents from the Python standard library, local files or the Hugging Face hub.
 
+A source is read in a stable order and can say where it is, so that another process goes on there.
+"""
+
+import hashlib
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.data.locations import locate
+from harness.data.locations import hub_copy, locate
+from harness.data.text_files import SUFFIXES, check_column, files_below, read_texts, text_of
 from harness.errors import UserError
-
-LOCAL_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
 class Document(NamedTuple):
-    """A text and a name that is unique and stable within its source."""
+    """A text and a name that is stable within its source."""
 
     name: str
     text: str
 
 
-def read_documents(source: Mapping[str, Any], where: str) -> Iterator[Document]:
-    """Yield the documents of ``source`` in a stable order.
+class Source(ABC):
+    """Documents in a stable order, from any position that a source like it has reported."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Document]:
+        """Yield the documents that follow the current position."""
+
+    @abstractmethod
+    def position(self) -> Any:
+        """Return where the next document is, as JSON-able data."""
+
+    @abstractmethod
+    def go_to(self, position: Any) -> None:
+        """Make ``position`` the current one."""
+
+    @abstractmethod
+    def origin(self) -> str:
+        """Return what changes if the documents may have changed."""
+
+
+class Files(Source):
+    """Documents of files on this machine: whole files, or rows of tables."""
+
+    def __init__(
+        self, names: Mapping[Path, str], column: str, where: str, repository: str | None = None
+    ) -> None:
+        """Read files in the order of ``names``.
+
+        Args:
+            names: Name of each file.
+            column: That holds the text of tables.
+            where: File and key of the dataset for messages.
+            repository: Of which all files are a copy; its documents are numbered through.
+        """
+        self.names, self.column, self.where = names, column, where
+        self.repository = repository
+        self.file = self.row = self.document = 0
+
+    def __iter__(self) -> Iterator[Document]:
+        for path, name in list(self.names.items())[self.file :]:
+            for text in read_texts(path, self.column, self.row, self.where):
+                document = Document(self._name(path, name), text)
+                self.row += 1
+                self.document += 1
+                yield document
+            self.file, self.row = self.file + 1, 0
+
+    def position(self) -> list[int]:
+        """Return the file, the row in it and the document in all of them."""
+        return [self.file, self.row, self.document]
+
+    def go_to(self, position: Sequence[int]) -> None:
+        """Make ``position`` the current one."""
+        self.file, self.row, self.document = position
+
+    def origin(self) -> str:
+        """Return a digest of the names, sizes and times of all files."""
+        digest = hashlib.sha256()
+        for path, name in self.names.items():
+            state = path.stat()
+            digest.update(f"{name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def _name(self, path: Path, name: str) -> str:
+        if self.repository is not None:
+            return f"{self.repository}:{self.document}"
+        return f"{name}:{self.row}" if path.suffix in (".jsonl", ".parquet") else name
+
+
+class Hub(Source):
+    """Rows of a dataset of the Hugging Face hub, streamed."""
+
+    def __init__(self, rows: Any, commit: str, source: Mapping[str, Any], where: str) -> None:
+        """Read ``rows``, a ``datasets.IterableDataset`` of ``source`` at a commit."""
+        self.rows, self.commit, self.source, self.where = rows, commit, source, where
+        self.document = 0
+
+    def __iter__(self) -> Iterator[Document]:
+        repository, column = self.source["path"], self.source["column"]
+        for row in self.rows:
+            name = f"{repository}:{self.document}"
+            check_column(column, list(row), repository, self.where)
+            self.document += 1
+            yield Document(name, text_of(row[column], column, name, self.where))
+
+    def position(self) -> dict[str, Any]:
+        """Return the state of the stream and the number of the document."""
+        return {"rows": self.rows.state_dict(), "document": self.document}
+
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        """Make ``position`` the current one."""
+        self.rows.load_state_dict(position["rows"])
+        self.document = position["document"]
+
+    def origin(self) -> str:
+        """Return the commit of the repository."""
+        return self.commit
+
+
+def open_source(source: Mapping[str, Any], where: str) -> Source:
+    """Return the documents of ``source`` from the first one on.
 
     Args:
         source: The ``source`` mapping of a text dataset.
         where: File and key of the dataset for messages.
 
     Raises:
-        UserError: If the source is missing or lacks the named column.
+        UserError: If the source is missing.
     """
     if source["type"] == "python_standard_library":
-        return _standard_library()
-    if source["type"] == "local":
-        return _local(locate(source["path"], f"{where}.source.path"), source["column"], where)
-    return _hub(source, where)
+        return Files(_standard_library(), "", where)
+    if source["type"] == "huggingface":
+        return _open_hub(source, where)
+    path = locate(source["path"], f"{where}.source.path")
+    files = files_below(path)
+    if not files:
+        raise UserError(f"{where}.source.path: no {', '.join(SUFFIXES)} file in '{path}'")
+    return Files({file: file.name for file in files}, source["column"], where)
 
 
-def _standard_library() -> Iterator[Document]:
+def _standard_library() -> dict[Path, str]:
     """Modules that every installation has; distributions differ in tests and compiled parts."""
     root = Path(sysconfig.get_path("stdlib"))
+    names = {}
     for name in sorted(sys.stdlib_module_names):
         package = root / name
-        single = [package.with_suffix(".py")]
-        for path in chain(single, sorted(package.rglob("*.py"))):
+        for path in chain([package.with_suffix(".py")], sorted(package.rglob("*.py"))):
             relative = path.relative_to(root).as_posix()
             if path.is_file() and "/test" not in relative and "site-packages" not in relative:
-                yield Document(relative, path.read_text(encoding="utf-8", errors="replace"))
+                names[path] = relative
+    return names
 
 
-def _local(path: Path, column: str, where: str) -> Iterator[Document]:
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
-    files = [file for file in files if file.suffix in LOCAL_SUFFIXES]
-    if not files:
-        raise UserError(f"{where}.source.path: no {', '.join(LOCAL_SUFFIXES)} file in '{path}'")
-    return chain.from_iterable(_local_file(file, column, where) for file in files)
+def _open_hub(source: Mapping[str, Any], where: str) -> Source:
+    """Return the copy below ``HARNESS_DATA`` if there is one, else the hub's stream.
+
+    Both have the same documents under the same names.
+    """
+    copy = hub_copy(source["path"])
+    if copy is not None and source["files"] is not None:
+        if next(copy.glob(".cache/huggingface/download/**/*.incomplete"), None) is not None:
+            raise UserError(f"{where}.source.path: the copy in '{copy}' is incomplete; expected "
+                            f"the end of: {_download(source)}")  # fmt: skip
+        files = sorted(copy.glob(source["files"]))
+        if files:
+            names = {file: file.relative_to(copy).as_posix() for file in files}
+            return Files(names, source["column"], where, repository=source["path"])
+    return _stream(source, where)
 
 
-def _local_file(file: Path, column: str, where: str) -> Iterator[Document]:
-    if file.suffix == ".txt":
-        yield Document(file.name, file.read_text(encoding="utf-8", errors="replace"))
-        return
+def _stream(source: Mapping[str, Any], where: str) -> Hub:
     from datasets import load_dataset
+    from huggingface_hub import HfApi
 
-    kind = {".jsonl": "json", ".parquet": "parquet"}[file.suffix]
-    rows = load_dataset(kind, data_files=str(file), split="train", streaming=True)
-    yield from _rows(rows, file.name, column, where)
-
-
-def _hub(source: Mapping[str, Any], where: str) -> Iterator[Document]:
-    from datasets import load_dataset
-
+    path = source["path"]
     try:
-        rows = load_dataset(source["path"], source["name"], split=source["split"],
-                            revision=source["revision"], streaming=True)  # fmt: skip
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        # A preparation that goes on later must not mix two commits.
+        commit = str(HfApi().dataset_info(path, revision=source["revision"]).sha)
+        rows = load_dataset(path, source["name"], split=source["split"], revision=commit,
+                            streaming=True)  # fmt: skip
+    except Exception as error:  # whatever the transport below raises
+        folder = hub_copy(path)
         raise UserError(
-            f"{where}.source.path: '{source['path']}' cannot be loaded from the hub ({reason}); "
-            "expected network access, or `type: local` with a downloaded copy"
+            f"{where}.source.path: '{path}' cannot be reached on the hub "
+            f"({_reason(error)}), and "
+            + (f"'{folder}' has no copy" if folder else "HARNESS_DATA is not set")
+            + f"; expected network access, or a copy: {_download(source)}"
         ) from error
-    yield from _rows(rows, source["path"], source["column"], where)
+    return Hub(rows, commit, source, where)
 
 
-def _rows(rows: Any, name: str, column: str, where: str) -> Iterator[Document]:
-    for index, row in enumerate(rows):
-        if column not in row:
-            raise UserError(
-                f"{where}.source.column: found '{column}', expected one of {sorted(row)} ({name})"
-            )
-        yield Document(f"{name}:{index}", row[column])
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _download(source: Mapping[str, Any]) -> str:
+    """Return the command that fetches a copy, as the hub's own client takes it."""
+    path, files = source["path"], source["files"] or "*"
+    return (f"hf download {path} --repo-type dataset --include '{files}' "
+            f"--local-dir \"$HARNESS_DATA/{path}\"")  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from harness.data.locations import locate
+from harness.data.locations import hub_copy, locate
 from harness.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -22,6 +22,9 @@ def make_tokenizer(spec: Mapping[str, Any], texts: Iterable[str], where: str) ->
         return _byte_level(models.BPE(vocab=_byte_vocabulary(), merges=[]))
     if spec["type"] == "bpe":
         return _train_bpe(spec["vocab_size"], texts)
+    if spec["type"] == "tokenizer_file":
+        path = locate(spec["path"], f"{where}.tokenizer.path")
+        return _with_end_of_text(Tokenizer.from_file(str(path)))
     if spec["type"] == "gpt2_files":
         vocabulary = locate(spec["vocabulary"], f"{where}.tokenizer.vocabulary")
         merges = locate(spec["merges"], f"{where}.tokenizer.merges")
@@ -60,13 +63,25 @@ def _train_bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
 
 
 def _from_hub(path: str, where: str) -> Tokenizer:
+    """Return the tokenizer of the copy below ``HARNESS_DATA`` if there is one, else the hub's."""
+    copy = hub_copy(path)
+    file = None if copy is None else copy / "tokenizer.json"
     try:
-        tokenizer = Tokenizer.from_pretrained(path)
+        if file is not None and file.is_file():
+            return _with_end_of_text(Tokenizer.from_file(str(file)))
+        return _with_end_of_text(Tokenizer.from_pretrained(path))
     except Exception as error:  # the Rust library raises bare exceptions
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{where}.tokenizer.path: '{path}' cannot be loaded from the hub ({reason})"
+            f"{where}.tokenizer.path: '{path}' cannot be loaded ({reason}) from "
+            f"{file or 'the hub, and HARNESS_DATA is not set'}; expected network access or a copy: "
+            f'hf download {path} tokenizer.json --local-dir "$HARNESS_DATA/{path}"'
         ) from error
+
+
+def _with_end_of_text(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     if tokenizer.token_to_id(END_OF_TEXT) is None:
         tokenizer.add_special_tokens([END_OF_TEXT])
     return tokenizer
