@@ -1,45 +1,51 @@
-"""Our language models as lm-eval sees them.
-
-Shape suffixes: B batch, T positions, V vocabulary.
-"""
+"""Our decoders as lm-eval sees them."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+)
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tokenizers import Tokenizer
-from torch import Tensor, nn
 
 from harness.data.tokenizers import END_OF_TEXT
 from harness.errors import UserError
+from harness.evaluation.completion import complete_greedily, similar_lengths
+from harness.evaluation.scoring import score_batch
+from harness.evaluation.scoring_plan import Request, make_request, plan_passes
+from harness.models.decoder import Decoder
 
-# What one request to score is: its text (the cache's key), the context and what follows it.
-Request = tuple[Any, list[int], list[int]]
+# The text of a request, which is the key of lm-eval's cache, its context and its continuation.
+Tokenised = tuple[Any, list[int], list[int]]
 DEFAULT_NEW_TOKENS = 256
 
 
 class HarnessLM(TemplateLM):
     """A decoder and its tokenizer behind lm-eval's interface.
 
-    Contexts and continuations are split, truncated and windowed exactly as lm-eval's own ``HFLM``
-    does. Requests are sorted by length and batched with a fixed size, so that scores do not depend
-    on which tasks run together.
+    Texts are tokenised, split, truncated and windowed exactly as lm-eval's own ``HFLM`` does with
+    the exported model. The size of batches is fixed, so that scores do not depend on which tasks
+    run together.
 
     Args:
-        model: Maps tokens (B x T) to logits (B x T x V).
+        model: The decoder.
         tokenizer: With the token ``<|endoftext|>``, which also stands before an empty context.
-        device: Where the model is.
+        device: Where to compute.
         max_length: Longest input in tokens.
-        batch_size: Requests per forward pass.
+        batch_size: Most sequences in a forward pass.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Decoder,
         tokenizer: Tokenizer,
         device: str,
         max_length: int,
@@ -50,6 +56,8 @@ class HarnessLM(TemplateLM):
         self.tokenizer = tokenizer
         self._device = torch.device(device)
         self.max_length, self.batch_size = max_length, batch_size
+        # The choices of a question come one after the other with the same context.
+        self._encode = lru_cache(maxsize=1024)(self._tokens)
 
     @property
     def eot_token_id(self) -> int:
@@ -61,14 +69,26 @@ class HarnessLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Return the tokens of ``string``; no special tokens are added."""
-        return self.tokenizer.encode(string, add_special_tokens=False).ids
+        """Return the tokens of ``string``.
+
+        Args:
+            string: A text.
+            add_special_tokens: Whether to add what the tokenizer puts around a text; None: as in
+                training, unless the text begins with the token that starts one.
+            kwargs: Of other adapters.
+        """
+        if add_special_tokens is None:
+            add_special_tokens = not string.startswith(END_OF_TEXT)
+        return list(self._encode(string, add_special_tokens))
+
+    def _tokens(self, string: str, add_special_tokens: bool) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(string, add_special_tokens=add_special_tokens).ids)
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         """Return the log-likelihood in nats of each whole text, in windows of ``max_length``."""
-        windows: list[Request] = []
+        windows: list[Tokenised] = []
         owners: list[int] = []
         for index, request in enumerate(requests):
             pairs = get_rolling_token_windows(
@@ -87,105 +107,75 @@ class HarnessLM(TemplateLM):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
-    @torch.inference_mode()
     def _loglikelihood_tokens(
-        self, requests: list[Request], disable_tqdm: bool = True, **kwargs: Any
+        self, requests: list[Tokenised], disable_tqdm: bool = True, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """Return log-likelihood and greediness of each continuation, in the given order.
 
         Raises:
-            UserError: If a continuation alone is longer than the model's inputs.
+            UserError: If a continuation is empty or alone is longer than the model's inputs.
         """
-        longest = max((len(continuation) for _, _, continuation in requests), default=0)
-        if longest > self.max_length:
-            raise UserError(
-                f"evaluation.tasks: a continuation has {longest} tokens, expected at most the "
-                f"{self.max_length} of training.sequence_length"
-            )
-        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for indices in self._batches([len(c) + len(k) for _, c, k in requests]):
-            # The last token is only predicted; what does not fit is cut from the left.
-            inputs = [(requests[i][1] + requests[i][2])[-(self.max_length + 1) :][:-1]
-                      for i in indices]  # fmt: skip
-            logits_BTV = self.model(self._padded(inputs)).float()
-            for row, index in enumerate(indices):
-                text, _, continuation = requests[index]
-                end = len(inputs[row])
-                answers[index] = _score(logits_BTV[row, :end], continuation)
+        asked = [self._request(*request) for request in requests]
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(asked)
+        for batch in plan_passes(asked, self.batch_size):
+            for index, answer in score_batch(self.model, batch, asked).items():
+                answers[index] = answer
+                text = requests[index][0]
                 if text is not None:
-                    self.cache_hook.add_partial("loglikelihood", text, answers[index])
+                    self.cache_hook.add_partial("loglikelihood", text, answer)
         return answers
 
-    @torch.inference_mode()
+    def _request(self, text: Any, context: list[int], continuation: list[int]) -> Request:
+        try:
+            return make_request(context, continuation, self.max_length)
+        except ValueError as error:
+            raise UserError(f"evaluation.tasks: {error}, which is training.sequence_length; the "
+                            f"text is {str(text)[:200]!r}") from None  # fmt: skip
+
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return greedy continuations, each cut at its first stop string.
 
         Raises:
-            ValueError: If a task asks for sampling, which this adapter does not do.
+            UserError: If a task asks for sampling, which this adapter does not do, or for more
+                tokens than the model reads.
         """
         texts = [""] * len(requests)
         grouped: dict[str, list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
             grouped[repr(request.args[1])].append(index)
         for members in grouped.values():
-            options = requests[members[0]].args[1]
-            if options.get("do_sample") or options.get("temperature", 0) > 0:
-                raise ValueError(f"generation_kwargs: found {options}, expected greedy decoding")
-            contexts = [self.tok_encode(requests[i].args[0]) for i in members]
-            for part in self._batches([len(context) for context in contexts]):
-                generated = self._greedy([contexts[i] for i in part], options)
-                for position, text in zip(part, generated, strict=True):
-                    request = requests[members[position]]
-                    texts[members[position]] = text
-                    self.cache_hook.add_partial("generate_until", request.args, text)
+            contexts = [requests[index].args[0] for index in members]
+            generated = self._generate(contexts, requests[members[0]].args[1])
+            for index, text in zip(members, generated, strict=True):
+                texts[index] = text
+                self.cache_hook.add_partial("generate_until", requests[index].args, text)
         return texts
 
-    def _greedy(self, contexts: list[list[int]], options: dict[str, Any]) -> list[str]:
-        stops = options.get("until") or []
-        stops = [stops] if isinstance(stops, str) else list(stops)
-        limit = options.get("max_gen_toks", DEFAULT_NEW_TOKENS)
-        rows = [context[-(self.max_length - limit) :] or [self.prefix_token_id]
-                for context in contexts]  # fmt: skip
-        starts = [len(row) for row in rows]
-        open_rows = set(range(len(rows)))
-        for _ in range(limit):
-            active = sorted(open_rows)
-            if not active:
-                break
-            logits_BTV = self.model(self._padded([rows[i] for i in active]))
-            for position, index in enumerate(active):
-                token = int(logits_BTV[position, len(rows[index]) - 1].argmax())
-                rows[index].append(token)
-                text = self.tokenizer.decode(rows[index][starts[index] :])
-                if token == self.eot_token_id or any(stop in text for stop in stops):
-                    open_rows.discard(index)
-        texts = [
-            self.tokenizer.decode(row[start:]) for row, start in zip(rows, starts, strict=True)
-        ]
-        return [_cut(text, stops) for text in texts]
+    def _generate(self, contexts: Sequence[str], given: dict[str, Any]) -> list[str]:
+        options: dict[str, Any] = dict(normalize_gen_kwargs(given, DEFAULT_NEW_TOKENS))
+        new_tokens = options["max_gen_toks"]
+        if options["do_sample"]:
+            raise UserError(f"evaluation.tasks: generation_kwargs: found {given}, expected greedy "
+                            "decoding")  # fmt: skip
+        if new_tokens >= self.max_length:
+            raise UserError(f"evaluation.tasks: generation_kwargs: found {new_tokens} new tokens, "
+                            f"expected fewer than the {self.max_length} of "
+                            "training.sequence_length")  # fmt: skip
+        stops = handle_stop_sequences(options.get("until"), eos=END_OF_TEXT)
+        room = self.max_length - new_tokens
+        tokens = [self.tok_encode(text)[-room:] or [self.prefix_token_id] for text in contexts]
 
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Yield indices in batches of similar length, the longest first."""
-        order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-        for start in range(0, len(order), self.batch_size):
-            yield order[start : start + self.batch_size]
+        def finished(made: list[int]) -> bool:
+            if made[-1] == self.eot_token_id:
+                return True
+            text = self.tokenizer.decode(made)
+            return any(stop in text for stop in stops)
 
-    def _padded(self, rows: list[list[int]]) -> Tensor:
-        """Return the rows (B x T) padded on the right, where causal attention never looks."""
-        width = max(len(row) for row in rows)
-        padded = [row + [self.eot_token_id] * (width - len(row)) for row in rows]
-        return torch.tensor(padded, device=self._device)
-
-
-def _score(logits_TV: Tensor, continuation: list[int]) -> tuple[float, bool]:
-    """Return log-likelihood and greediness of ``continuation``, which ends the sequence."""
-    logits_TV = logits_TV[-len(continuation) :]
-    targets_T = torch.tensor(continuation, device=logits_TV.device)
-    chosen_T = logits_TV.log_softmax(-1).gather(1, targets_T[:, None])
-    return chosen_T.sum().item(), bool((logits_TV.argmax(-1) == targets_T).all())
-
-
-def _cut(text: str, stops: list[str]) -> str:
-    for stop in stops:
-        text = text.split(stop)[0] if stop else text
-    return text
+        texts = [""] * len(contexts)
+        lengths = [len(row) for row in tokens]
+        for part in similar_lengths(lengths, new_tokens, self.batch_size):
+            rows = complete_greedily(self.model, [tokens[i] for i in part], new_tokens, finished)
+            for index, row in zip(part, rows, strict=True):
+                text = self.tokenizer.decode(row)
+                texts[index] = postprocess_generated_text(text, stops, None)
+        return texts

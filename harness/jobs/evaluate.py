@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from harness.data.locations import locate
 from harness.data.text import TokenStream, read_heldout
 from harness.data.tokenizers import load_tokenizer
-from harness.evaluation.heldout_tasks import write_heldout_tasks
-from harness.evaluation.language_model import HarnessLM
-from harness.evaluation.run import evaluate_language_model
+from harness.evaluation.heldout_tasks import HELDOUT_TASKS, write_heldout_tasks
 from harness.files import write_json
 from harness.jobs.context import Context
 from harness.jobs.trained_model import load_trained
@@ -57,21 +56,33 @@ def _scores(
     path = folder.path / f"evaluation-{digest(spec)}.json"
     if path.is_file():
         return json.loads(path.read_text())
-    tasks = data / "tasks" / digest(spec)
-    write_heldout_tasks(read_heldout(data), tasks, TASK_SEED, spec["documents"] or 1000)
-    decoder = load_trained(folder, summary)
-    model = HarnessLM(
-        decoder,
-        load_tokenizer(data),
-        device,
-        max_length=summary["spec"]["training"]["sequence_length"],
-        batch_size=spec["batch_size"],
-    )
-    scores = evaluate_language_model(model, spec["tasks"], tasks, spec["documents"], data / "cache")
+    decoder = load_trained(folder, summary).to(device).eval()
+    scores: list[dict[str, Any]] = []
+    if spec["tasks"]:
+        length = summary["spec"]["training"]["sequence_length"]
+        scores += _task_scores(decoder, spec, data, device, length)
     if spec["speculation"] is not None and decoder.prediction is not None:
         scores += _speculation(decoder, spec["speculation"], data)
     write_json(path, scores)
     return scores
+
+
+def _task_scores(
+    decoder: Decoder, spec: dict[str, Any], data: Path, device: str, max_length: int
+) -> list[dict[str, Any]]:
+    # lm-eval takes seconds to import, and speculation alone does not need it.
+    from harness.evaluation.language_model import HarnessLM
+    from harness.evaluation.run import evaluate_language_model, load_tasks
+
+    folder = data / "tasks" / digest(spec)
+    if set(spec["tasks"]) & set(HELDOUT_TASKS):
+        write_heldout_tasks(read_heldout(data), folder, TASK_SEED, spec["documents"] or 1000)
+    mirror = None if spec["mirror"] is None else locate(spec["mirror"], "evaluation.mirror")
+    tasks = load_tasks(tuple(spec["tasks"]), folder, mirror, data / "cache")
+    model = HarnessLM(
+        decoder, load_tokenizer(data), device, max_length=max_length, batch_size=spec["batch_size"]
+    )
+    return evaluate_language_model(model, tasks, spec["documents"])
 
 
 def _speculation(model: Decoder, spec: dict[str, Any], data: Path) -> list[dict[str, Any]]:

@@ -1,20 +1,20 @@
 """Checks that need more than the configuration files: classes, their arguments, data folders."""
 
-import re
-from importlib.util import find_spec
-from pathlib import Path
-
 from harness.config.base import validate
 from harness.config.catalog import Catalog
-from harness.config.experiment_schema import ComputeExperiment, TrainExperiment
+from harness.config.experiment_schema import (
+    ComputeExperiment,
+    Evaluation,
+    MeasureExperiment,
+    TrainExperiment,
+)
 from harness.data.locations import locate
 from harness.errors import UserError, closest
 from harness.evaluation.heldout_tasks import HELDOUT_TASKS
+from harness.evaluation.standard_tasks import definitions, mirrored_files
 from harness.optimizers import check_arguments, orthogonalizes
 from harness.optimizers.calibration import Calibration
 from harness.plan.resolve import resolve_optimizer
-
-_TASK = re.compile(r"^task: *[\"']?(\w+)", re.MULTILINE)
 
 
 def verify(catalog: Catalog) -> None:
@@ -30,12 +30,12 @@ def verify(catalog: Catalog) -> None:
         key = f"{catalog.folder}/optimizers.yaml: {name}.arguments"
         check_arguments(spec["class"], spec["arguments"], key)
         _check_calibration(catalog, name)
-    trained = [e for e in experiments if isinstance(e, TrainExperiment)]
+    trained = [e for e in experiments if not isinstance(e, MeasureExperiment)]
     for name in sorted({n for e in trained for n in e.datasets}):
         _check_source(catalog, name)
     for name, experiment in catalog.experiments.items():
         if isinstance(experiment, TrainExperiment) and experiment.evaluation is not None:
-            _check_tasks(catalog, name, experiment.evaluation.tasks)
+            _check_tasks(catalog, name, experiment.evaluation)
 
 
 def _check_calibration(catalog: Catalog, name: str) -> None:
@@ -52,28 +52,23 @@ def _check_calibration(catalog: Catalog, name: str) -> None:
                             "harness.optimizers.OrthogonalizedMomentum")  # fmt: skip
 
 
-def _check_tasks(catalog: Catalog, name: str, tasks: list[str]) -> None:
-    if set(tasks) <= set(HELDOUT_TASKS):
+def _check_tasks(catalog: Catalog, name: str, evaluation: Evaluation) -> None:
+    where = f"{catalog.folder}/experiments/{name}.yaml: evaluation"
+    tasks = [task for task in evaluation.tasks if task not in HELDOUT_TASKS]
+    if not tasks:
         return
-    if set(tasks) <= {*HELDOUT_TASKS, *_declared_tasks()}:
+    if evaluation.mirror is not None:
+        mirrored_files(tasks, locate(evaluation.mirror, f"{where}.mirror"), f"{where}.mirror")
         return
-    # lm-eval's own index takes ten seconds and more: it is asked only when a name looks wrong.
+    if set(tasks) <= definitions().keys():
+        return
+    # lm-eval's own index takes ten seconds: it is asked only for what is no single task.
     from lm_eval.tasks import TaskManager
 
     valid = {*TaskManager().all_tasks, *HELDOUT_TASKS}
     for task in tasks:
         if task not in valid:
-            raise UserError(f"{catalog.folder}/experiments/{name}.yaml: evaluation.tasks: found "
-                            f"'{task}'{closest(task, valid)}")  # fmt: skip
-
-
-def _declared_tasks() -> set[str]:
-    """Return the names that lm-eval's task files declare, without parsing them."""
-    package = find_spec("lm_eval")
-    assert package is not None
-    assert package.origin is not None
-    files = (Path(package.origin).parent / "tasks").rglob("*.yaml")
-    return {name for file in files for name in _TASK.findall(file.read_text(errors="replace"))}
+            raise UserError(f"{where}.tasks: found '{task}'{closest(task, valid)}")
 
 
 def _check_source(catalog: Catalog, name: str) -> None:
