@@ -12,6 +12,7 @@ import torch
 
 from harness.config.decoder_schema import DecoderSpec, MultiHeadLatentAttention, SwiGLU
 from harness.errors import UserError
+from harness.measurement.energy import energy_of
 from harness.measurement.optimizer_step import WARMUP_ROUNDS, timed
 from harness.models.cache import Cache, CacheForm
 from harness.models.counts import total_parameters
@@ -19,6 +20,8 @@ from harness.models.decoder import Decoder
 
 # Steps of one timed sample; a GPU's step is too short to time alone.
 STEPS_PER_SAMPLE = 8
+# For which a step is repeated to measure its energy.
+ENERGY_SECONDS = 2.0
 # Feed-forward widths are multiples of it, as matrix units want them.
 WIDTH_MULTIPLE = 8
 # Parameters of models to compare differ by less than this share.
@@ -76,12 +79,13 @@ def decode_speed(
     dtype: Literal["float32", "bfloat16"] = "float32",
     vocab_size: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Return time per token, bytes of cache and bytes of weights of every model, as records.
+    """Return time and energy per token, bytes of cache and of weights of every model, as records.
 
     Latent attention is measured in both forms of its cache, as NAME_naive and NAME_absorbed. Time
     is that of one step, in which every sequence of the batch gets one token; choosing the token is
     left out, and so are modules of multi-token prediction. On CUDA steps are replayed graphs, so a
-    step must not depend on values, as that of mixtures does.
+    step must not depend on values, as that of mixtures does; there ``decode/energy_per_token`` is
+    the whole GPU's for one token of one sequence, left out where the GPU does not count it.
 
     Args:
         models: Decoders by name.
@@ -119,7 +123,19 @@ def decode_speed(
                 if round_ >= 0:
                     records.append(_record("decode/time_per_token", seconds, "s", name,
                                            context=context, batch=batch, round=round_))  # fmt: skip
+        if device.type == "cuda":
+            records += _energy(samples, device, context, batch)
     return records
+
+
+def _energy(
+    samples: Mapping[str, Callable[[], None]], device: torch.device, context: int, batch: int
+) -> Iterator[dict[str, Any]]:
+    for name, sample in samples.items():
+        joules = energy_of(sample, device, ENERGY_SECONDS)
+        if joules is not None:
+            yield _record("decode/energy_per_token", joules / (STEPS_PER_SAMPLE * batch), "J", name,
+                          context=context, batch=batch)  # fmt: skip
 
 
 def _record(metric: str, value: float, unit: str, attention: str, **labels: int) -> dict[str, Any]:

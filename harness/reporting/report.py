@@ -25,26 +25,32 @@ LEDGER = ("id", "reported", "measured", "unit", "verdict", "evidence")
 NOT_RUN = ("id", "reported", "unit", "evidence", "command")
 
 
-def write_report(records: Path, figures: Path, claims: Path, html: Path, markdown: Path) -> None:
+def write_report(
+    records: Path, figures: Path, claims: Path, recommendations: Path, html: Path, markdown: Path
+) -> None:
     """Write the report of a folder of records.
 
     Args:
         records: Folder with the records.
         figures: Folder with the drawn figures.
         claims: The ledger, CSV.
+        recommendations: What bears on each recommendation for hardware, CSV.
         html: Self-contained page to write.
         markdown: Text to write; it links to the figures.
     """
     results = Results(records)
     ledger = pd.read_csv(claims, keep_default_na=False)
-    text = "\n\n".join(_sections(results, ledger, figures)) + "\n"
+    asked = pd.read_csv(recommendations, keep_default_na=False, dtype={"number": str})
+    text = "\n\n".join(_sections(results, ledger, asked, figures)) + "\n"
     links = re.sub(r"\(figures/", f"({figures.relative_to(markdown.parent)}/", text)
     write_atomically(markdown, links.encode())
     title = f"optrepro: scale {results.scale}"
     write_atomically(html, _page(title, text, figures).encode())
 
 
-def _sections(results: Results, ledger: pd.DataFrame, figures: Path) -> Iterator[str]:
+def _sections(
+    results: Results, ledger: pd.DataFrame, asked: pd.DataFrame, figures: Path
+) -> Iterator[str]:
     plan = results.plan
     yield f"# What the papers claim, and what was found at scale `{results.scale}`"
     yield f"{plan['description'][0].upper()}{plan['description'][1:]}."
@@ -59,6 +65,13 @@ def _sections(results: Results, ledger: pd.DataFrame, figures: Path) -> Iterator
     for prefix, paper in PAPERS.items():
         ds = ledger["id"].str.startswith("ds.")
         yield from _ledger(paper, ledger[ds if prefix == "ds" else ~ds])
+    yield "## Hardware recommendations"
+    yield (
+        "What arXiv 2505.09343 asks future hardware for, and the numbers here that bear on it: "
+        "means over seeds with 95 % intervals. They say what a recommendation would be worth, not "
+        "that it is right."
+    )
+    yield _recommendations(asked)
     tables = list(make_tables(results))
     index = read_index(figures)
     for name, entry in plan["experiments"].items():
@@ -102,6 +115,24 @@ def _ledger(paper: str, rows: pd.DataFrame) -> Iterator[str]:
 def _measured(mean: str, low: str, high: str) -> str:
     text = f"{float(mean):.4g}"
     return f"{text} [{float(low):.4g}, {float(high):.4g}]" if low not in ("", mean) else text
+
+
+def _recommendations(rows: pd.DataFrame) -> str:
+    """Return the table in which every recommendation is said once, before what bears on it."""
+    repeated = rows["number"].duplicated()
+    value = [
+        f"{_measured(row['value'], row['low'], row['high'])} {row['unit']}".removesuffix(" 1")
+        if row["value"] != "" else row["note"]
+        for _, row in rows.iterrows()
+    ]  # fmt: skip
+    return _markdown(pd.DataFrame({
+        "no.": rows["number"].mask(repeated, ""),
+        "recommendation": rows["recommendation"].mask(repeated, ""),
+        "section": rows["sections"].mask(repeated, ""),
+        "what bears on it": rows["says"],
+        "value": value,
+        "experiment": rows["experiment"],
+    }))  # fmt: skip
 
 
 def _budget(entry: dict) -> str:

@@ -7,14 +7,20 @@ import pandas as pd
 
 from harness.files import write_atomically
 from harness.records.statistics import Estimate
+from harness.reporting.closed_form_tables import closed_form_tables
 from harness.reporting.coefficient_tables import (
     calibration_tables,
     precision_tables,
     shape_tables,
 )
 from harness.reporting.feature_tables import acceptance_tables, decode_tables, feature_tables
+from harness.reporting.gpu_tables import gpu_tables
+from harness.reporting.incast_tables import incast_tables
+from harness.reporting.memory_tables import memory_tables
 from harness.reporting.results import Results, Sweep, higher_is_better, label
+from harness.reporting.robustness_tables import checksum_tables, fault_tables
 from harness.reporting.table import Table, interval
+from harness.reporting.throughput_tables import throughput_tables
 
 MILLI = 1000.0
 
@@ -28,12 +34,20 @@ def make_tables(results: Results) -> Iterator[Table]:
         yield from precision_tables(sweep)
         yield from feature_tables(sweep)
         yield from acceptance_tables(sweep)
+        yield from throughput_tables(sweep)
     for experiment, entry in results.plan["experiments"].items():
         if entry["kind"] == "measure":
             yield from _step_tables(results, experiment, entry["baseline"])
+        if entry["kind"] == "faults":
+            yield from fault_tables(results, experiment)
         if entry["kind"] == "compute":
             yield from shape_tables(results, experiment)
             yield from decode_tables(results, experiment)
+            yield from closed_form_tables(results, experiment)
+            yield from memory_tables(results, experiment)
+            yield from checksum_tables(results, experiment)
+            yield from incast_tables(results, experiment)
+            yield from gpu_tables(results, experiment)
     yield from calibration_tables(results)
 
 

@@ -129,6 +129,6 @@ def test_verdicts_wait_for_the_published_scale_or_do_not(results):
 
     assert verdict("ds.mtp.accept")[0] == "not run"
     bound, evidence = verdict("ds.fp8.loss")
-    assert bound in ("reproduced", "contradicted")
+    assert bound != "not run"
     assert evidence.startswith("fp8 / bfloat16 - 1, test/loss")
     assert verdict("ds.moe.balance_load")[0] != "not run"

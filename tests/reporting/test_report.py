@@ -7,10 +7,12 @@ from harness.errors import UserError
 from harness.records.statistics import Estimate
 from harness.reporting.claims import write_claims
 from harness.reporting.figures import read_index, write_figures
+from harness.reporting.recommendations import write_recommendations
 from harness.reporting.report import write_report
 from harness.reporting.results import Results
 from harness.reporting.tables import evidence, write_tables
 from tests.reporting.test_claims import LEDGER
+from tests.reporting.test_recommendations import RECOMMENDATIONS
 
 
 def test_the_best_learning_rate_is_the_lowest_completed_one(results_folder):
@@ -68,11 +70,14 @@ def test_the_report_is_one_file_with_everything_in_it(results_folder, tmp_path):
     drawn = write_figures(results_folder, figures)
     write_claims(results_folder, LEDGER, tmp_path / "claims.csv")
     html, markdown = tmp_path / "report.html", tmp_path / "report.md"
-    write_report(results_folder, figures, tmp_path / "claims.csv", html, markdown)
+    write_recommendations(results_folder, RECOMMENDATIONS, tmp_path / "recommendations.csv")
+    write_report(results_folder, figures, tmp_path / "claims.csv",
+                 tmp_path / "recommendations.csv", html, markdown)  # fmt: skip
     page = html.read_text()
     assert page.count("data:image/png;base64,") == len(drawn)
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     assert "loss inf at step 10" in page
+    assert page.count("network cards on the I/O die") == 1  # however much bears on it
     for link in re.findall(r"!\[.*?\]\((.*?)\)", markdown.read_text()):
         assert (tmp_path / link).is_file()
 
