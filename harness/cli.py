@@ -3,9 +3,11 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+from harness.bundle import NODE_HAS
 from harness.errors import Interrupted, UserError
 
 INTERRUPTED = 130
@@ -70,6 +72,21 @@ def job(options: argparse.Namespace) -> None:
     write_json(context.output(one), result)
 
 
+def run(options: argparse.Namespace) -> None:
+    """Run the workflow of a scale for a limited time; what is left goes on next time."""
+    from harness.run_for import parse_duration, run_for
+
+    for line in run_for(parse_duration(getattr(options, "for")), options.config, options.scale):
+        print(line)
+
+
+def trace(options: argparse.Namespace) -> None:
+    """Write a Chrome trace of the first steps of a job that trains; no run is touched."""
+    from harness.jobs.trace import trace as write_trace
+
+    write_trace(options.name, _context(options), options.output)
+
+
 def collect(options: argparse.Namespace) -> None:
     """Gather the results of all jobs of a scale into its tables."""
     from harness.jobs.collect import collect as gather
@@ -98,8 +115,15 @@ def claims(options: argparse.Namespace) -> None:
     write_claims(options.records, options.config / "claims.yaml", options.output)
 
 
+def recommendations(options: argparse.Namespace) -> None:
+    """Set what bears on each recommendation for hardware beside it."""
+    from harness.reporting.recommendations import write_recommendations
+
+    write_recommendations(options.records, options.config / "recommendations.yaml", options.output)
+
+
 def report(options: argparse.Namespace) -> None:
-    """Write the report of a folder that holds records, tables, figures and claims."""
+    """Write the report of a folder with records, tables, figures, claims and recommendations."""
     from harness.reporting.report import write_report
 
     folder = options.output
@@ -107,6 +131,7 @@ def report(options: argparse.Namespace) -> None:
         options.records,
         folder / "figures",
         folder / "claims.csv",
+        folder / "recommendations.csv",
         folder / "report.html",
         folder / "report.md",
     )
@@ -152,6 +177,42 @@ def import_(options: argparse.Namespace) -> None:
         print(line)
 
 
+def mirror(options: argparse.Namespace) -> None:
+    """Copy what lm-eval evaluates of its tasks from the hub into a folder for other machines."""
+    from harness.evaluation.standard_tasks import mirror_tasks
+
+    for line in mirror_tasks(options.tasks.split(","), options.output):
+        print(line)
+
+
+def bundle(options: argparse.Namespace) -> None:
+    """Write checkout, prepared data and wheels as parts for a machine without network."""
+    from harness.bundle.write import write_bundle
+
+    lines = write_bundle(
+        options.output,
+        root=Path(__file__).parents[1],
+        results=options.results,
+        data=options.data,
+        python=options.python,
+        platform=options.platform,
+        part_size=options.part_size,
+        without=options.without,
+    )
+    print("\n".join(lines))
+
+
+def unbundle(options: argparse.Namespace) -> None:
+    """Check the parts of a bundle and unpack them into a new folder."""
+    from harness.bundle.unbundle import BundleError
+    from harness.bundle.unbundle import unbundle as unpack
+
+    try:
+        print("\n".join(unpack(options.bundle, options.output)))
+    except BundleError as error:
+        raise UserError(str(error)) from None
+
+
 def _path(flag: str, default: str | None, text: str):  # type: ignore[no-untyped-def]
     def add(command: argparse.ArgumentParser) -> None:
         value = None if default is None else Path(default)
@@ -167,28 +228,56 @@ def _text(flag: str, default: str | None, text: str):  # type: ignore[no-untyped
     return add
 
 
+def _names(flag: str, default: Sequence[str], text: str):  # type: ignore[no-untyped-def]
+    def add(command: argparse.ArgumentParser) -> None:
+        command.add_argument(flag, nargs="*", default=default, metavar="NAME", help=text)
+
+    return add
+
+
+def _folder(name: str, text: str):  # type: ignore[no-untyped-def]
+    def add(command: argparse.ArgumentParser) -> None:
+        command.add_argument(name, type=Path, metavar="FOLDER", help=text)
+
+    return add
+
+
 _OPTIONS = {
     "config": _path("--config", "config", "folder of the configuration"),
     "results": _path("--results", "results", "folder of the results"),
     "scale": _text("--scale", os.environ.get("HARNESS_SCALE", "smoke"), "name in config/scales"),
     "name": _text("--name", None, "name of the job"),
+    "for": _text("--for", None, "time after which it stops: 90s, 9m or 1.5h"),
     "log": _path("--log", None, "file that progress is appended to"),
     "records": _path("--records", None, "folder with records.parquet and runs.parquet"),
     "run": _text("--run", None, "name of a folder in results/runs"),
     "folder": _path("--folder", None, "folder with config.json and model.safetensors"),
+    "tasks": _text("--tasks", None, "names of lm-eval, with commas between them"),
+    "bundle": _folder("bundle", "what harness bundle wrote"),
+    "data": _names("--data", (), "prepared datasets, or their folders in results/data"),
+    "python": _text("--python", "3.12", "version on the other machine"),
+    "platform": _text("--platform", "manylinux_2_28_x86_64", "of the other machine's wheels"),
+    "part_size": _text("--part-size", "60MiB", "largest size of a part"),
+    "without": _names("--without", NODE_HAS, f"packages it has (default: {' '.join(NODE_HAS)})"),
     "output": _path("--output", None, "folder or file to write"),
 }
 _SCALE = ("config", "results", "scale")
 _COMMANDS = {
     "plan": (plan, _SCALE),
     "job": (job, (*_SCALE, "name", "log")),
+    "run": (run, ("config", "scale", "for")),
+    "trace": (trace, (*_SCALE, "name", "output")),
     "collect": (collect, _SCALE),
     "tables": (tables, ("records", "output")),
     "figures": (figures, ("records", "output")),
     "claims": (claims, ("config", "records", "output")),
+    "recommendations": (recommendations, ("config", "records", "output")),
     "report": (report, ("records", "output")),
     "status": (status, _SCALE),
     "forget": (forget, _SCALE),
     "export": (export, ("results", "run", "output")),
     "import": (import_, ("folder", "output")),
+    "mirror": (mirror, ("tasks", "output")),
+    "bundle": (bundle, ("results", "data", "python", "platform", "part_size", "without", "output")),
+    "unbundle": (unbundle, ("bundle", "output")),
 }

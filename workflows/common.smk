@@ -6,6 +6,7 @@ from snakemake.exceptions import WorkflowError
 
 from harness.errors import UserError
 from harness.files import hold_folder
+from harness.plan.priority import priorities
 from harness.plan.workflow import WorkflowPlan
 from harness.training.devices import visible_gpus
 
@@ -23,13 +24,17 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 
+# What experiments that the scale lists first need comes first, in case time runs out.
+PRIORITY = priorities(PLAN.jobs, list(PLAN.catalog.experiments))
+
+
 wildcard_constraints:
     job="[^/]+",
 
 
 if "gpu" not in workflow.global_resources and visible_gpus():
-    # As many GPU jobs at a time as there are GPUs; each job leases its own.
-    workflow.register_resource("gpu", len(visible_gpus()))
+    # As many GPU jobs at a time as there are GPUs, or shares of them; each job leases its own.
+    workflow.register_resource("gpu", len(visible_gpus()) * PLAN.catalog.scale.jobs_per_gpu)
 
 
 # The interpreter that runs Snakemake, so that rules work without an activated environment.
@@ -57,3 +62,7 @@ def content(wildcards):
 
 def gpus(wildcards):
     return PLAN.gpus(wildcards.job)
+
+
+def priority(wildcards):
+    return PRIORITY[wildcards.job]

@@ -7,6 +7,7 @@ rule measure:
         after=after,
     output:
         "results/{scale}/jobs/measure/{job}.json",
+    priority: priority
     log:
         "results/{scale}/logs/measure/{job}.log",
     # Timings are only worth something alone on the machine.
@@ -20,6 +21,7 @@ rule measure:
 rule compute:
     output:
         "results/{scale}/jobs/compute/{job}.json",
+    priority: priority
     log:
         "results/{scale}/logs/compute/{job}.log",
     shell:

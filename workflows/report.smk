@@ -49,11 +49,24 @@ rule claims:
         "{HARNESS} claims --config {CONFIG} --records {RECORDS} --output {output} 2> {log}"
 
 
+rule recommendations:
+    input:
+        TABLES,
+        f"{CONFIG}/recommendations.yaml",
+    output:
+        f"{RECORDS}/recommendations.csv",
+    log:
+        f"{RECORDS}/logs/recommendations.log",
+    shell:
+        "{HARNESS} recommendations --config {CONFIG} --records {RECORDS} --output {output} 2> {log}"
+
+
 rule report:
     input:
         rules.tables.output,
         rules.figures.output,
         rules.claims.output,
+        rules.recommendations.output,
     output:
         f"{RECORDS}/report.html",
         f"{RECORDS}/report.md",

@@ -8,6 +8,7 @@ rule tune:
         after=after,
     output:
         "results/{scale}/jobs/tune/{job}.json",
+    priority: priority
     log:
         "results/{scale}/logs/tune/{job}.log",
     threads: PLAN.catalog.scale.threads
@@ -23,8 +24,25 @@ rule train:
         after=after,
     output:
         "results/{scale}/jobs/train/{job}.json",
+    priority: priority
     log:
         "results/{scale}/logs/train/{job}.log",
+    threads: PLAN.catalog.scale.threads
+    resources:
+        gpu=gpus,
+    shell:
+        JOB
+
+
+rule faults:
+    input:
+        needs=needs,
+        after=after,
+    output:
+        "results/{scale}/jobs/faults/{job}.json",
+    priority: priority
+    log:
+        "results/{scale}/logs/faults/{job}.log",
     threads: PLAN.catalog.scale.threads
     resources:
         gpu=gpus,
@@ -38,6 +56,7 @@ rule precision:
         after=after,
     output:
         "results/{scale}/jobs/precision/{job}.json",
+    priority: priority
     log:
         "results/{scale}/logs/precision/{job}.log",
     shell:
@@ -50,6 +69,7 @@ rule evaluate:
         after=after,
     output:
         "results/{scale}/jobs/evaluate/{job}.json",
+    priority: priority
     log:
         "results/{scale}/logs/evaluate/{job}.log",
     threads: PLAN.catalog.scale.threads

@@ -7,8 +7,10 @@ from typing import Any
 from harness.config.base import validate
 from harness.config.dataset_schema import DatasetSpec
 from harness.config.experiment_schema import (
+    AnyExperiment,
     ComputeExperiment,
     ExperimentSpec,
+    FaultExperiment,
     MeasureExperiment,
     Scale,
     TrainExperiment,
@@ -47,15 +49,15 @@ class Catalog:
             return list(experiment.model_names.values())
         return self.optimizers_of(experiment)
 
-    def models_of(
-        self, experiment: TrainExperiment | MeasureExperiment | ComputeExperiment
-    ) -> list[str]:
+    def models_of(self, experiment: AnyExperiment) -> list[str]:
         """Return the entries of ``models.yaml`` that ``experiment`` uses."""
         if isinstance(experiment, MeasureExperiment):
             return experiment.models
         return list(experiment.model_names)
 
-    def optimizers_of(self, experiment: TrainExperiment | MeasureExperiment) -> list[str]:
+    def optimizers_of(
+        self, experiment: TrainExperiment | MeasureExperiment | FaultExperiment
+    ) -> list[str]:
         """Return the optimizers of ``experiment``, each once, with ``all`` spelled out."""
         listed = experiment.optimizers
         bases = [name for name, entry in self.optimizers.items() if entry.variant_of is None]
@@ -184,23 +186,21 @@ def _inherited(folder: Path, scale: Scale, name: str, known: list[str]) -> dict[
     return merge(merge(inherited, scale.experiments.get(base) or {}), data)
 
 
-def _check_references(
-    catalog: Catalog,
-    experiment: TrainExperiment | MeasureExperiment | ComputeExperiment,
-    where: str,
-) -> None:
+def _check_references(catalog: Catalog, experiment: AnyExperiment, where: str) -> None:
     models = catalog.models_of(experiment)
     _known(models, catalog.models, f"{where}: models")
     if isinstance(experiment, ComputeExperiment):
         return
     optimizers = catalog.optimizers_of(experiment)
     _known(optimizers, [*catalog.optimizers, "all"], f"{where}: optimizers")
-    _known([experiment.baseline], catalog.members_of(experiment), f"{where}: baseline")
+    if not isinstance(experiment, FaultExperiment):
+        _known([experiment.baseline], catalog.members_of(experiment), f"{where}: baseline")
     for name in optimizers:
         _check_recording(catalog, name, models)
-    if isinstance(experiment, TrainExperiment):
+    if not isinstance(experiment, MeasureExperiment):
         _known(experiment.datasets, catalog.datasets, f"{where}: datasets")
         _check_task(catalog, experiment, where)
+    if isinstance(experiment, TrainExperiment):
         _check_budget(catalog, optimizers)
 
 
@@ -230,7 +230,9 @@ def _check_recording(catalog: Catalog, name: str, models: list[str]) -> None:
                         "that is not itself calibrated on recorded matrices")  # fmt: skip
 
 
-def _check_task(catalog: Catalog, experiment: TrainExperiment, where: str) -> None:
+def _check_task(
+    catalog: Catalog, experiment: TrainExperiment | FaultExperiment, where: str
+) -> None:
     kind = {"language": "text", "images": "images"}[experiment.task]
     for name in experiment.datasets:
         if catalog.datasets[name].kind != kind:

@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from harness.config.base import Spec
+from harness.config.fault_schema import Faults
 
 
 class WarmupCosine(Spec):
@@ -40,7 +41,11 @@ class WarmupStableDecay(Spec):
 class Augmentation(Spec):
     """Random changes of the training images, drawn and applied on the device."""
 
-    flip: bool = Field(False, description="mirror left to right with probability 1/2")
+    flip: bool | Literal["alternate"] = Field(
+        False,
+        description="mirror left to right with probability 1/2; alternate: in every other epoch, "
+        "for half of the images in the even ones",
+    )
     translate: NonNegativeInt = Field(0, description="shift by up to this many pixels, zero filled")
     cutout: NonNegativeInt = Field(0, description="side of a square set to the mean colour")
 
@@ -60,6 +65,9 @@ class Training(Spec):
     batch_size: PositiveInt = Field(description="sequences or images per optimizer step")
     sequence_length: PositiveInt | None = Field(None, description="tokens; language only")
     accumulation: PositiveInt = Field(1, description="micro-batches per optimizer step")
+    attend_across_documents: bool = Field(
+        True, description="no: a position reads only tokens of its own text; language only"
+    )
     schedule: Annotated[WarmupCosine | WarmupStableDecay, Field(discriminator="kind")]
     gradient_clip: PositiveFloat | None = Field(None, description="largest global gradient norm")
     gradient_outliers: GradientOutliers | None = Field(
@@ -79,6 +87,9 @@ class Training(Spec):
     )
     augmentation: Augmentation | None = Field(None, description="images only")
     label_smoothing: NonNegativeFloat = Field(0.0, lt=1, description="images only")
+    evaluation_views: Literal["image", "mirror", "mirror_translate"] = Field(
+        "image", description="whose logits are averaged in evaluation; images only"
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> "Training":
@@ -117,10 +128,22 @@ class Speculation(Spec):
 class Evaluation(Spec):
     """Tasks of lm-eval on the reported checkpoints; language only."""
 
-    tasks: list[str] = Field(min_length=1, description="names in config/tasks.yaml or of lm-eval")
+    tasks: list[str] = Field(
+        default_factory=list, description="embedded tasks, or any that lm-eval knows by name"
+    )
+    mirror: str | None = Field(
+        None, description="folder with <task>.parquet or <task>.jsonl for each task of lm-eval, "
+        "absolute or below HARNESS_DATA; none: the hub"
+    )  # fmt: skip
     documents: PositiveInt | None = Field(None, description="per task; none: all")
-    batch_size: PositiveInt = 16
+    batch_size: PositiveInt = Field(16, description="most sequences in a forward pass")
     speculation: Speculation | None = None
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> "Evaluation":
+        if not self.tasks and self.speculation is None:
+            raise ValueError("found neither tasks nor speculation, expected one of them")
+        return self
 
 
 ModelNames = Annotated[
@@ -172,6 +195,10 @@ class TrainExperiment(Spec):
             raise ValueError("training.sequence_length is needed for task language, and only there")
         if language and (self.training.augmentation or self.training.label_smoothing):
             raise ValueError("training.augmentation and label_smoothing are for task images only")
+        if language and self.training.evaluation_views != "image":
+            raise ValueError("training.evaluation_views is for task images only")
+        if not language and not self.training.attend_across_documents:
+            raise ValueError("training.attend_across_documents is for task language only")
         if self.training.recording_interval and not language:
             raise ValueError("training.recording_interval is for task language only")
         if self.evaluation and not language:
@@ -219,9 +246,40 @@ class ComputeExperiment(Spec):
         return _shown_names(self.models)
 
 
-ExperimentSpec = Annotated[
-    TrainExperiment | MeasureExperiment | ComputeExperiment, Field(discriminator="kind")
-]
+class FaultExperiment(Spec):
+    """Single bit flips in training: which of them do harm."""
+
+    kind: Literal["faults"]
+    title: str
+    question: str
+    task: Literal["language"]
+    optimizers: dict[str, PositiveFloat] = Field(
+        min_length=1, description="names and their learning rates"
+    )
+    models: ModelNames = Field(min_length=1)
+    datasets: list[str] = Field(min_length=1)
+    training: Training
+    faults: Faults
+    seeds: list[NonNegativeInt] = Field(min_length=1)
+
+    @property
+    def model_names(self) -> dict[str, str]:
+        """Entries of ``config/models.yaml`` and the names under which they are shown."""
+        return _shown_names(self.models)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "FaultExperiment":
+        if self.training.sequence_length is None:
+            raise ValueError("training.sequence_length: required key is missing")
+        last = self.faults.step + self.faults.observe
+        if last > self.training.steps:
+            raise ValueError(f"faults: step + observe is {last}, expected at most training.steps "
+                             f"{self.training.steps}")  # fmt: skip
+        return self
+
+
+AnyExperiment = TrainExperiment | MeasureExperiment | ComputeExperiment | FaultExperiment
+ExperimentSpec = Annotated[AnyExperiment, Field(discriminator="kind")]
 
 
 class Scale(Spec):
@@ -234,6 +292,11 @@ class Scale(Spec):
         1, description="runs that share a process; more for short runs, 1 for long ones"
     )
     checkpoint_seconds: PositiveFloat = Field(300, description="time between checkpoints")
+    compile: bool = Field(False, description="train with torch.compile; pays for long runs")
+    jobs_per_gpu: PositiveInt = Field(
+        1, description="training jobs that may share a GPU of this machine, for small models; all "
+        "other jobs have one to themselves"
+    )  # fmt: skip
     experiments: dict[str, dict[str, Any] | None] = Field(
         min_length=1, description="the experiments that run at this scale, with their overlays"
     )

@@ -45,4 +45,17 @@ class TorchvisionSpec(Spec):
     name: Literal["resnet18"]
 
 
-ModelSpec = Annotated[DecoderSpec | VitSpec | TorchvisionSpec, Field(discriminator="family")]
+class AirbenchSpec(Spec):
+    """The network of airbench (Jordan, arXiv 2404.00498) for CIFAR-10."""
+
+    family: Literal["airbench"]
+    patch_size: PositiveInt = Field(2, description="side of the patches that are whitened")
+    widths: tuple[PositiveInt, ...] = Field(
+        (64, 256, 256), min_length=1, description="channels of the groups, each of which halves "
+        "the sides of the image",
+    )  # fmt: skip
+
+
+ModelSpec = Annotated[
+    DecoderSpec | VitSpec | TorchvisionSpec | AirbenchSpec, Field(discriminator="family")
+]

@@ -16,6 +16,7 @@ _STAGES = {
     "precision": "precision.precision",
     "measure": "measure.measure",
     "compute": "compute.compute",
+    "faults": "faults.inject_faults",
 }
 
 

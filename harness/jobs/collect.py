@@ -17,6 +17,8 @@ from harness.records.run_folder import require_summary
 from harness.records.store import RECORD_COLUMNS, RUN_COLUMNS, write_table
 
 BFLOAT16_BYTES = 2
+# Stages whose jobs return records.
+RECORDING = ("calibrate", "evaluate", "precision", "measure", "compute", "faults")
 
 
 def collect(context: Context) -> None:
@@ -32,7 +34,7 @@ def collect(context: Context) -> None:
                 runs.append(row)
             if "unreported" in result:
                 runs.extend(_unreported(job, result["unreported"]))
-        elif job.stage in ("calibrate", "evaluate", "precision", "measure", "compute"):
+        elif job.stage in RECORDING:
             records.extend(
                 _job_record(job, record) for record in context.result(job.name)["records"]
             )
@@ -71,6 +73,12 @@ def _whole_run(job: Job, summary: dict[str, Any]) -> list[dict[str, Any]]:
         ("time/step", summary["seconds_per_step"], "s"),
         ("throughput", summary["examples_per_second"], examples),
         ("memory/peak", summary["peak_memory_bytes"], "B"),
+        ("model_flops", summary["model_flops_per_second"], "FLOP/s"),
+        ("utilization/bfloat16_peak", summary["utilization"], "1"),
+        (f"energy/{summary['energy_source']}", summary["joules"], "J"),
+        *((f"time/{phase}", value, "s") for phase, value in summary["phase_seconds"].items()),
+        ("accumulation", summary["accumulation"], "1"),
+        ("out_of_memory_retries", summary["out_of_memory_retries"], "1"),
         ("parameters", summary["parameters"], "1"),
         ("memory/cache_per_token", _cache_bytes(job.work[0].spec), "B"),
     ]
@@ -112,7 +120,8 @@ def _job_record(job: Job, record: dict[str, Any]) -> dict[str, Any]:
     """Lay a job's record into the columns of the store; what it does not say is not known."""
     factors = {"model": None, "dataset": None, "optimizer": None, "run_id": job.name}
     experiment = job.experiment or job.stage.replace("calibrate", "calibration")
-    roles = {"calibrate": "compute", "evaluate": "reporting", "precision": "reporting"}
+    roles = {"calibrate": "compute", "evaluate": "reporting", "precision": "reporting",
+             "faults": "reporting"}  # fmt: skip
     role = roles.get(job.stage, job.stage)
     labels = json.dumps(record.get("labels", {}), sort_keys=True)
     return factors | record | {"experiment": experiment, "role": role, "labels": labels}

@@ -84,7 +84,8 @@ def _trainer(job: Job, context: Context) -> Iterator[Callable[[Work], dict[str, 
     """Lease a device and yield what trains one run on it and returns its entry in the result."""
     scale = context.catalog.scale
     where = f"{context.catalog.folder}/scales/{context.catalog.scale_name}.yaml: device"
-    with leased_device(scale.device, where) as device, stop_signals() as stop:
+    sharing = scale.jobs_per_gpu
+    with leased_device(scale.device, where, sharing=sharing) as device, stop_signals() as stop:
         import torch
 
         from harness.training.loop import run_training
@@ -101,11 +102,12 @@ def _trainer(job: Job, context: Context) -> Iterator[Callable[[Work], dict[str, 
                 context.run_folder(run_id),
                 data,
                 device,
-                _coefficients(item, context),
+                coefficients_of(item, context),
                 checkpoint_seconds=scale.checkpoint_seconds,
                 keep_weights=item.role == "reporting",
                 progress=_progress(run_id),
                 stop=stop,
+                shared_device=sharing > 1,
             )
             print(f"{run_id}: {summary['status']}", file=sys.stderr, flush=True)
             return {"run_id": run_id, "factors": asdict(item.factors), "role": item.role}
@@ -117,9 +119,10 @@ def _prefix(factors: Factors) -> str:
     return f"{factors.model}.{factors.dataset}.{factors.optimizer}.s{factors.seed}"
 
 
-def _coefficients(
+def coefficients_of(
     item: Work, context: Context
 ) -> dict[tuple[int, int], tuple[float, float, float]] | None:
+    """Return the calibrated coefficients by matrix shape of a run, None if it needs none."""
     calibration = item.spec["optimizer"]["calibration"]
     if calibration is None:
         return None

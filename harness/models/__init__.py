@@ -25,7 +25,8 @@ def build_model(
         num_classes: Image classes.
 
     Raises:
-        UserError: If the tokenizer has more tokens than the model, or patches do not fit the image.
+        UserError: If the tokenizer has more tokens than the model, or the model does not fit the
+            image.
     """
     if spec.family == "decoder":
         from harness.models.decoder import Decoder
@@ -42,6 +43,10 @@ def build_model(
         from harness.models.vit import VisionTransformer
 
         return VisionTransformer(spec, image_size, channels, num_classes)
+    if spec.family == "airbench":
+        from harness.models.airbench import WhitenedConvNet
+
+        return WhitenedConvNet(spec, image_size, channels, num_classes)
     from harness.models.convolutional import SmallImageResNet18
 
     return SmallImageResNet18(channels, num_classes)

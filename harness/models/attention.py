@@ -40,6 +40,7 @@ class GroupedAttention(nn.Module):
         rotation: Rotation,
         layer: dict[str, Tensor] | None = None,
         start: int = 0,
+        visible_B1TT: Tensor | None = None,
     ) -> Tensor:
         """Return what each position reads from itself and earlier ones (B x T x D).
 
@@ -49,6 +50,7 @@ class GroupedAttention(nn.Module):
             layer: This layer's tensors of a cache, of which the positions before ``start`` are
                 read; takes in the new ones.
             start: Position of the first state.
+            visible_B1TT: Which positions each of them may read, if that is not all earlier ones.
         """
         heads = (len(x_BTD), x_BTD.shape[1], -1, self.head_dim)
         q_BNTH = rotate(self.query(x_BTD).view(heads).transpose(1, 2), rotation)
@@ -57,7 +59,7 @@ class GroupedAttention(nn.Module):
         if layer is not None:
             k_BKSH = store(layer["key"], k_BKSH, start)
             v_BKSH = store(layer["value"], v_BKSH, start)
-        mixed_BNTH = causal_attention(q_BNTH, k_BKSH, v_BKSH, self.head_dim**-0.5)
+        mixed_BNTH = causal_attention(q_BNTH, k_BKSH, v_BKSH, self.head_dim**-0.5, visible_B1TT)
         return self.output(mixed_BNTH.transpose(1, 2).flatten(2))
 
 

@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def causal_attention(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSV: Tensor, scale: float) -> Tensor:
+def causal_attention(
+    q_BNTH: Tensor,
+    k_BKSH: Tensor,
+    v_BKSV: Tensor,
+    scale: float,
+    visible_B1SS: Tensor | None = None,
+) -> Tensor:
     """Return what the last T of S positions read from themselves and earlier ones (B x N x T x V).
 
     Args:
@@ -17,18 +23,24 @@ def causal_attention(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSV: Tensor, scale: floa
         k_BKSH: Keys of all positions.
         v_BKSV: Values of all positions.
         scale: Of the scores, before the softmax.
+        visible_B1SS: Which positions each of them may read, if that is not all earlier ones; only
+            for queries of all positions.
     """
     if q_BNTH.shape[2] == k_BKSH.shape[2]:
-        return _from_the_start(q_BNTH, k_BKSH, v_BKSV, scale)
+        return _from_the_start(q_BNTH, k_BKSH, v_BKSV, scale, visible_B1SS)
+    assert visible_B1SS is None
     return _continued(q_BNTH, k_BKSH, v_BKSV, scale)
 
 
-def _from_the_start(q_BNSH: Tensor, k_BKSH: Tensor, v_BKSV: Tensor, scale: float) -> Tensor:
+def _from_the_start(
+    q_BNSH: Tensor, k_BKSH: Tensor, v_BKSV: Tensor, scale: float, visible_B1SS: Tensor | None
+) -> Tensor:
     kind, dtype = v_BKSV.device.type, v_BKSV.dtype
     if kind == "cpu" and dtype == torch.bfloat16:
         # For short sequences its backward pass takes four times as long as that of float32.
         with torch.autocast(kind, enabled=False):
-            mixed_BNSV = _from_the_start(q_BNSH.float(), k_BKSH.float(), v_BKSV.float(), scale)
+            wide = q_BNSH.float(), k_BKSH.float(), v_BKSV.float()
+            mixed_BNSV = _from_the_start(*wide, scale, visible_B1SS)
         return mixed_BNSV.to(dtype)
     # Torch's flash kernels, on a CPU as on CUDA, want values as wide as keys; without one, all
     # S x S scores are kept. Columns of zeros add columns of zeros to the result.
@@ -38,7 +50,8 @@ def _from_the_start(q_BNSH: Tensor, k_BKSH: Tensor, v_BKSV: Tensor, scale: float
         q_BNSH,
         k_BKSH,
         v_BKSH,
-        is_causal=True,
+        attn_mask=visible_B1SS,
+        is_causal=visible_B1SS is None,
         scale=scale,
         enable_gqa=q_BNSH.shape[1] != k_BKSH.shape[1],
     )

@@ -6,7 +6,6 @@ Shape suffixes: B batch, T positions, D hidden size, V vocabulary.
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.config.decoder_schema import DecoderSpec, MixtureOfExperts, SwiGLU
@@ -16,6 +15,7 @@ from harness.models.feed_forward import FeedForward
 from harness.models.mixture import Mixture
 from harness.models.multi_token import PredictionModules
 from harness.models.rotary import Rotation, rotary_angles
+from harness.models.token_loss import token_loss
 from harness.numerics.scaling import round_in_tiles
 
 
@@ -69,12 +69,18 @@ class Decoder(nn.Module):
         """Return logits (B x T x V) for the token after each position."""
         return self.head(self.features(tokens_BT, cache))
 
-    def features(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+    def features(
+        self,
+        tokens_BT: Tensor,
+        cache: Cache | None = None,
+        visible_B1TT: Tensor | None = None,
+    ) -> Tensor:
         """Return the normalised states (B x T x D) that the output head reads.
 
         Args:
             tokens_BT: Token ids; with a cache, those after the positions that it holds.
             cache: Of ``new_cache``; takes in the new positions. For use without gradients.
+            visible_B1TT: Which positions each of them may read; None for all earlier ones.
         """
         x_BTD = self.embedding(tokens_BT)
         start = 0 if cache is None else cache.length
@@ -83,7 +89,7 @@ class Decoder(nn.Module):
         )
         for index, block in enumerate(self.blocks):
             layer = None if cache is None else cache.layers[index]
-            x_BTD = block(x_BTD, rotation, layer, start)
+            x_BTD = block(x_BTD, rotation, layer, start, visible_B1TT)
         if cache is not None:
             cache.length += tokens_BT.shape[1]
         return self.norm(x_BTD)
@@ -114,12 +120,26 @@ class Decoder(nn.Module):
         ]
         return Cache(layers, capacity)
 
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Return the mean cross-entropy in nats of ``targets_BT``; -100 is ignored."""
-        return cross_entropy(self(tokens_BT), targets_BT)
+    def loss(
+        self, tokens_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None
+    ) -> Tensor:
+        """Return the mean cross-entropy in nats of ``targets_BT``; -100 is ignored.
+
+        Args:
+            tokens_BT: Token ids.
+            targets_BT: The token after each; -100 is ignored.
+            documents_BT: Where each token is from; none of another document is read.
+        """
+        visible_B1TT = _visible(documents_BT)
+        features_BTD = self.features(tokens_BT, visible_B1TT=visible_B1TT)
+        return token_loss(features_BTD, self.head, targets_BT)
 
     def objective(
-        self, tokens_BT: Tensor, targets_BT: Tensor, progress: float
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        progress: float,
+        documents_BT: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return what training minimises, and the mean cross-entropy that is part of it.
 
@@ -127,14 +147,16 @@ class Decoder(nn.Module):
             tokens_BT: Token ids.
             targets_BT: The token after each; -100 is ignored.
             progress: Share of the training steps taken so far, for weights that change.
+            documents_BT: Where each token is from; none of another document is read.
         """
-        features_BTD = self.features(tokens_BT)
-        loss = cross_entropy(self.head(features_BTD), targets_BT)
+        visible_B1TT = _visible(documents_BT)
+        features_BTD = self.features(tokens_BT, visible_B1TT=visible_B1TT)
+        loss = token_loss(features_BTD, self.head, targets_BT)
         objective = loss
         if self.prediction is not None:
             embedded_BTD = self.embedding(tokens_BT)
             objective = objective + self.prediction.loss(
-                features_BTD, embedded_BTD, targets_BT, self.head, progress
+                features_BTD, embedded_BTD, targets_BT, self.head, progress, visible_B1TT
             )
         for mixture in self.mixtures:
             objective = objective + mixture.balance_loss
@@ -186,6 +208,7 @@ class Block(nn.Module):
         rotation: Rotation,
         layer: dict[str, Tensor] | None = None,
         start: int = 0,
+        visible_B1TT: Tensor | None = None,
     ) -> Tensor:
         """Return the residual stream (B x T x D) after this block.
 
@@ -194,8 +217,11 @@ class Block(nn.Module):
             rotation: Of these positions.
             layer: This block's tensors of a cache, if there is one.
             start: First position.
+            visible_B1TT: Which positions each of them may read, if that is not all earlier ones.
         """
-        attended_BTD = self.attention(self.attention_norm(x_BTD), rotation, layer, start)
+        attended_BTD = self.attention(
+            self.attention_norm(x_BTD), rotation, layer, start, visible_B1TT
+        )
         x_BTD = x_BTD + self._combined(attended_BTD)
         return x_BTD + self._combined(self.feed_forward(self.feed_forward_norm(x_BTD)))
 
@@ -208,12 +234,15 @@ class Block(nn.Module):
         )
 
 
+def _visible(documents_BT: Tensor | None) -> Tensor | None:
+    """Return which positions of its own document each position may read (B x 1 x T x T)."""
+    if documents_BT is None:
+        return None
+    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+    return same_BTT.tril().unsqueeze(1)
+
+
 def _initialise(module: nn.Module, spec: DecoderSpec) -> None:
     for parameter in module.parameters():
         if parameter.ndim >= 2:
             nn.init.normal_(parameter, std=spec.initializer_range)
-
-
-def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Return the mean cross-entropy in nats; targets of -100 are ignored."""
-    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())

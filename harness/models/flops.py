@@ -3,10 +3,11 @@
 from typing import Any
 
 from harness.config.decoder_schema import DecoderSpec, MultiHeadLatentAttention
+from harness.config.model_schema import AirbenchSpec
 from harness.models.counts import count_parameters, matrix_parameters
 
-# Pixels of the images that cost estimates assume; CIFAR-10's.
-IMAGE_SIZE = 32
+# Pixels and colours of the images that cost estimates assume; CIFAR-10's.
+IMAGE_SIZE, COLOURS = 32, 3
 # Multiply-adds of one 32x32 image in ResNet-18 with the small-image stem (about 0.56 G).
 RESNET18_FORWARD = 2 * 0.556e9
 
@@ -30,7 +31,21 @@ def training_flops_per_example(spec: Any, sequence_length: int | None) -> float:
         weights = spec.num_hidden_layers * (4 * width**2 + 2 * width * spec.intermediate_size)
         attention = spec.num_hidden_layers * 12 * tokens * width
         return tokens * (6 * weights + attention)
+    if spec.family == "airbench":
+        return _airbench_flops(spec)
     return 3 * RESNET18_FORWARD
+
+
+def _airbench_flops(spec: AirbenchSpec) -> float:
+    """Return the operations of one image; the whitening has no gradient."""
+    values = COLOURS * spec.patch_size**2
+    inputs, side = 2 * values, IMAGE_SIZE - spec.patch_size + 1
+    flops = 2.0 * inputs * values * side**2
+    for width in spec.widths:
+        first, second = inputs * side**2, width * (side // 2) ** 2
+        flops += 3 * 2 * 9 * width * (first + second)
+        inputs, side = width, side // 2
+    return flops
 
 
 def decoder_training_flops(

@@ -57,6 +57,7 @@ class LatentAttention(nn.Module):
         rotation: Rotation,
         layer: dict[str, Tensor] | None = None,
         start: int = 0,
+        visible_B1TT: Tensor | None = None,
     ) -> Tensor:
         """Return what each position reads from itself and earlier ones (B x T x D).
 
@@ -66,6 +67,7 @@ class LatentAttention(nn.Module):
             layer: This layer's tensors of a cache, of which the positions before ``start`` are
                 read; takes in the new ones.
             start: Position of the first state.
+            visible_B1TT: Which positions each of them may read, if that is not all earlier ones.
         """
         q_BNTH = self._queries(x_BTD, rotation)
         latent_BTL = _normalised(self.key_value_norm, self.key_value_down(x_BTD))
@@ -80,7 +82,7 @@ class LatentAttention(nn.Module):
         if layer is not None and "key" in layer:
             k_BNSH = store(layer["key"], k_BNSH, start)
             v_BNSV = store(layer["value"], v_BNSV, start)
-        mixed_BNTV = causal_attention(q_BNTH, k_BNSH, v_BNSV, self.scale)
+        mixed_BNTV = causal_attention(q_BNTH, k_BNSH, v_BNSV, self.scale, visible_B1TT)
         return self.output(mixed_BNTV.transpose(1, 2).flatten(2))
 
     def _queries(self, x_BTD: Tensor, rotation: Rotation) -> Tensor:

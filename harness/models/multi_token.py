@@ -20,12 +20,12 @@ Shape suffixes: B batch, T positions, D hidden size, V vocabulary.
 from collections.abc import Iterable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.config.decoder_schema import DecoderSpec
 from harness.models.linear import Linear
 from harness.models.rotary import rotary_angles
+from harness.models.token_loss import IGNORED, token_loss
 
 
 class PredictionModule(nn.Module):
@@ -51,6 +51,7 @@ class PredictionModule(nn.Module):
         embedded_BTD: Tensor,
         layer: dict[str, Tensor] | None = None,
         start: int = 0,
+        visible_B1TT: Tensor | None = None,
     ) -> Tensor:
         """Return the states of this depth, which the output head reads (B x T x D).
 
@@ -60,6 +61,7 @@ class PredictionModule(nn.Module):
             layer: This module's tensors of a cache, of which the positions before ``start`` are
                 read; takes in the new ones.
             start: Position of the first state.
+            visible_B1TT: Which positions each of them may read, if that is not all earlier ones.
         """
         joined = torch.cat((self.embedding_norm(embedded_BTD), self.state_norm(state_BTD)), dim=-1)
         rotation = rotary_angles(
@@ -67,7 +69,7 @@ class PredictionModule(nn.Module):
         )
         # As in the main model, the residual stream is not in autocast's type.
         x_BTD = self.projection(joined).to(joined.dtype)
-        return self.norm(self.block(x_BTD, rotation, layer, start))
+        return self.norm(self.block(x_BTD, rotation, layer, start, visible_B1TT))
 
 
 class PredictionModules(nn.ModuleList):
@@ -81,16 +83,23 @@ class PredictionModules(nn.ModuleList):
         super().__init__(PredictionModule(spec, block) for block in blocks)
         self.options = spec.prediction
 
-    def states(self, features_BTD: Tensor, embedded_BTD: Tensor) -> Iterator[Tensor]:
+    def states(
+        self, features_BTD: Tensor, embedded_BTD: Tensor, visible_B1TT: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """Yield the states of depth 1, 2, ... (B x (T - k) x D).
 
         Args:
             features_BTD: What the main model's output head reads.
             embedded_BTD: Embeddings of the main model's tokens.
+            visible_B1TT: Which positions each of them may read, if that is not all earlier ones.
         """
         state_BTD = features_BTD
         for depth, module in enumerate(self, 1):
-            state_BTD = module(state_BTD[:, :-1], embedded_BTD[:, depth:])
+            if visible_B1TT is not None:
+                visible_B1TT = visible_B1TT[..., :-1, :-1]
+            state_BTD = module(
+                state_BTD[:, :-1], embedded_BTD[:, depth:], visible_B1TT=visible_B1TT
+            )
             yield state_BTD
 
     def loss(
@@ -100,6 +109,7 @@ class PredictionModules(nn.ModuleList):
         targets_BT: Tensor,
         head: nn.Module,
         progress: float,
+        visible_B1TT: Tensor | None = None,
     ) -> Tensor:
         """Return lambda / D times the sum of the modules' cross-entropies in nats (eq. 24, 25).
 
@@ -112,16 +122,14 @@ class PredictionModules(nn.ModuleList):
             targets_BT: The token after each; -100 is ignored.
             head: The output head that all depths share.
             progress: Share of the training steps taken so far.
+            visible_B1TT: Which positions each of them may read, if that is not all earlier ones.
         """
-        states = self.states(features_BTD, embedded_BTD)
+        states = self.states(features_BTD, embedded_BTD, visible_B1TT)
         total = torch.stack([
-            F.cross_entropy(
-                head(state_BTD).flatten(0, 1).float(), targets_BT[:, depth:].flatten(),
-                reduction="sum",
-            )
+            token_loss(state_BTD, head, targets_BT[:, depth:], reduction="sum")
             for depth, state_BTD in enumerate(states, 1)
         ]).sum()  # fmt: skip
-        return self.loss_weight(progress) / len(self) * total / (targets_BT != -100).sum()
+        return self.loss_weight(progress) / len(self) * total / (targets_BT != IGNORED).sum()
 
     def loss_weight(self, progress: float) -> float:
         """Return lambda after the share ``progress`` of the training steps."""

@@ -10,8 +10,13 @@ from itertools import product
 from typing import Any
 
 from harness.config.catalog import Catalog
-from harness.config.experiment_schema import ComputeExperiment, MeasureExperiment, TrainExperiment
-from harness.plan.identity import EVALUATION_VERSION
+from harness.config.experiment_schema import (
+    ComputeExperiment,
+    FaultExperiment,
+    MeasureExperiment,
+    TrainExperiment,
+)
+from harness.plan.identity import EVALUATION_VERSION, FAULTS_VERSION
 from harness.plan.job import Factors, Job, Work, content_of, make_job
 from harness.plan.recordings import (
     gaussian_calibration,
@@ -50,13 +55,17 @@ def expand(catalog: Catalog) -> dict[str, Job]:
 def _jobs(catalog: Catalog) -> Iterator[Job]:
     trained = {n: e for n, e in catalog.experiments.items() if isinstance(e, TrainExperiment)}
     measured = {n: e for n, e in catalog.experiments.items() if isinstance(e, MeasureExperiment)}
-    plain, recorded = _calibrated(catalog, [*trained.values(), *measured.values()])
+    faulty = {n: e for n, e in catalog.experiments.items() if isinstance(e, FaultExperiment)}
+    plain, recorded = _calibrated(
+        catalog, [*trained.values(), *measured.values(), *faulty.values()]
+    )
     common = [_check(catalog)]
     calibration = gaussian_calibration(catalog, plain)
     if calibration is not None:
         common.append(calibration)
     yield from common
-    datasets = sorted({name for e in trained.values() for name in e.datasets})
+    learning: list[TrainExperiment | FaultExperiment] = [*trained.values(), *faulty.values()]
+    datasets = sorted({name for e in learning for name in e.datasets})
     for name in datasets:
         # Downloads may take hours: the check that this machine can train at all comes first.
         yield _prepare(catalog, name, after=(common[0].name,))
@@ -77,13 +86,15 @@ def _jobs(catalog: Catalog) -> Iterator[Job]:
             yield precision
     for name, measurement in measured.items():
         yield from _measurements(catalog, name, measurement, ready, reports)
+    for name, faults in faulty.items():
+        yield from _faults(catalog, name, faults, ready, reports)
     for name, experiment in catalog.experiments.items():
         if isinstance(experiment, ComputeExperiment):
             yield _computation(catalog, name, experiment)
 
 
 def _calibrated(
-    catalog: Catalog, experiments: Iterable[TrainExperiment | MeasureExperiment]
+    catalog: Catalog, experiments: Iterable[TrainExperiment | MeasureExperiment | FaultExperiment]
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Return the pairs of model and optimizer to calibrate: on Gaussian and recorded matrices."""
     pairs = sorted(
@@ -217,6 +228,38 @@ def _measurements(
             needs=needs,
             after=(*ready, *calibrations),
         )
+
+
+def _faults(
+    catalog: Catalog, name: str, experiment: FaultExperiment, ready: Names, reports: list[Job]
+) -> Iterator[Job]:
+    gpu = catalog.scale.device == "cuda"
+    for sweep in product(experiment.model_names, experiment.datasets, experiment.optimizers):
+        model, dataset, optimizer = sweep
+        work = list(_fault_work(catalog, experiment, model, dataset, optimizer))
+        recordings, calibrations = recorded_inputs(catalog, model, [optimizer], reports)
+        needs, after = (dataset_id(catalog, dataset), *recordings), (*ready, *calibrations)
+        for part in _chunks(work, catalog.scale.runs_per_job):
+            yield make_job("faults", ".".join((name, *sweep)), part, gpu, needs=needs, after=after,
+                           experiment=name)  # fmt: skip
+
+
+def _fault_work(
+    catalog: Catalog, experiment: FaultExperiment, model: str, dataset: str, optimizer: str
+) -> Iterator[Work]:
+    """Yield a run per condition and seed, from which all faults start."""
+    base = resolve_training(catalog, experiment, model, dataset, optimizer)
+    faults, rate = experiment.faults, experiment.optimizers[optimizer]
+    # Compiled layers skip the hooks through which activations are hit.
+    base |= {"kind": "faults", "compile": False, "learning_rate": rate}
+    for condition, seed in product(faults.conditions, experiment.seeds):
+        changed = condition.model_dump(include={"gradient_clip", "precision"})
+        options = faults.model_dump(exclude={"conditions"})
+        options |= {"targets": faults.targets_under(condition), "version": FAULTS_VERSION}
+        factors = Factors(model=model, dataset=dataset, optimizer=optimizer, seed=seed,
+                          learning_rate=rate)  # fmt: skip
+        spec = base | {"training": base["training"] | changed, "faults": options, "seed": seed}
+        yield Work(factors=factors, spec=spec)
 
 
 def _computation(catalog: Catalog, name: str, experiment: ComputeExperiment) -> Job:

@@ -10,8 +10,9 @@ from typing import Any
 
 DATA_VERSION = 1
 TRAINING_VERSION = 3
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = 2
 PRECISION_VERSION = 1
+FAULTS_VERSION = 1
 
 
 def canonical(spec: Any) -> str:

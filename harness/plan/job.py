@@ -15,6 +15,7 @@ Stage = Literal[
     "precision",
     "measure",
     "compute",
+    "faults",
 ]
 # What a training run is for: a trial of a learning rate, or a number in a table.
 Role = Literal["tuning", "reporting"]

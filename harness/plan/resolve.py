@@ -5,7 +5,7 @@ from typing import Any
 
 from harness.config.catalog import Catalog
 from harness.config.dataset_schema import TextDataset
-from harness.config.experiment_schema import TrainExperiment
+from harness.config.experiment_schema import FaultExperiment, TrainExperiment
 from harness.plan.identity import DATA_VERSION, TRAINING_VERSION, digest, identify
 
 
@@ -71,7 +71,11 @@ def resolve_calibration(catalog: Catalog, optimizer: str, model: str | None) -> 
 
 
 def resolve_training(
-    catalog: Catalog, experiment: TrainExperiment, model: str, dataset: str, optimizer: str
+    catalog: Catalog,
+    experiment: TrainExperiment | FaultExperiment,
+    model: str,
+    dataset: str,
+    optimizer: str,
 ) -> dict[str, Any]:
     """Return the specification of a run up to its learning rate and seed."""
     return {
@@ -79,6 +83,7 @@ def resolve_training(
         "version": TRAINING_VERSION,
         "task": experiment.task,
         "device": catalog.scale.device,
+        "compile": catalog.scale.compile,
         "model": catalog.models[model].model_dump(),
         "dataset": resolve_dataset(catalog, dataset),
         "optimizer": resolve_optimizer(catalog, optimizer, model),

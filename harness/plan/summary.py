@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.config.catalog import Catalog, load_catalog
-from harness.config.experiment_schema import ComputeExperiment, TrainExperiment
+from harness.config.experiment_schema import ComputeExperiment, FaultExperiment, TrainExperiment
 from harness.errors import UserError
 from harness.models.flops import training_flops_per_example
 from harness.plan.job import Job
@@ -50,7 +50,10 @@ def _experiments(catalog: Catalog, jobs: Mapping[str, Job]) -> dict[str, Any]:
 def _sweep(catalog: Catalog, experiment: Any) -> dict[str, Any]:
     if isinstance(experiment, ComputeExperiment):
         return {}
-    sweep = {"optimizers": catalog.optimizers_of(experiment), "baseline": experiment.baseline}
+    sweep: dict[str, Any] = {"optimizers": catalog.optimizers_of(experiment)}
+    if isinstance(experiment, FaultExperiment):
+        return sweep
+    sweep["baseline"] = experiment.baseline
     if isinstance(experiment, TrainExperiment):
         trials = {_trials(catalog, experiment, name) for name in sweep["optimizers"]}
         sweep |= {
@@ -87,27 +90,44 @@ def command(scale: str) -> str:
 
 def cost(catalog: Catalog, experiment: Any) -> str:
     """Return the estimated cost of all runs of an experiment, with its unit."""
-    if not isinstance(experiment, TrainExperiment):
+    if not isinstance(experiment, TrainExperiment | FaultExperiment):
         return "seconds to minutes"
     hours = training_flops(catalog, experiment) / SUSTAINED_FLOPS[catalog.scale.device] / 3600
     rounded = float(f"{hours:.2g}")
     return f"about {rounded:,g} {UNITS[catalog.scale.device]}"
 
 
-def training_flops(catalog: Catalog, experiment: TrainExperiment) -> float:
+def training_flops(catalog: Catalog, experiment: TrainExperiment | FaultExperiment) -> float:
     """Return the floating-point operations of all training runs of an experiment."""
     training = experiment.training
-    seeds = experiment.seeds
-    runs = sum(
-        _trials(catalog, experiment, name) * len(seeds.tuning) + len(seeds.reporting)
-        for name in catalog.optimizers_of(experiment)
+    steps = (
+        _fault_steps(experiment)
+        if isinstance(experiment, FaultExperiment)
+        else _runs(catalog, experiment) * training.steps
     )
-    examples = training.steps * training.batch_size
     per_example = sum(
         training_flops_per_example(catalog.models[model], training.sequence_length)
         for model in experiment.model_names
     )
-    return runs * len(experiment.datasets) * examples * per_example
+    return steps * training.batch_size * len(experiment.datasets) * per_example
+
+
+def _runs(catalog: Catalog, experiment: TrainExperiment) -> int:
+    """Return the runs of all optimizers on one model and dataset."""
+    seeds = experiment.seeds
+    return sum(
+        _trials(catalog, experiment, name) * len(seeds.tuning) + len(seeds.reporting)
+        for name in catalog.optimizers_of(experiment)
+    )
+
+
+def _fault_steps(experiment: FaultExperiment) -> int:
+    """Return the steps of all optimizers, conditions and seeds on one model and dataset."""
+    faults = experiment.faults
+    cells = len(faults.parts) * len(faults.bits) * faults.draws
+    courses = [1 + cells * len(faults.targets_under(one)) for one in faults.conditions]
+    steps = sum(faults.step + faults.observe * count for count in courses)
+    return steps * len(experiment.optimizers) * len(experiment.seeds)
 
 
 def _trials(catalog: Catalog, experiment: TrainExperiment, optimizer: str) -> int:

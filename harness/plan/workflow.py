@@ -9,6 +9,9 @@ from harness.plan.expand import expand
 from harness.plan.job import Job, Stage
 from harness.plan.verify import verify
 
+# Stages whose jobs may share a GPU where the scale says so.
+SHARING: tuple[Stage, ...] = ("tune", "train")
+
 
 @dataclass(frozen=True)
 class WorkflowPlan:
@@ -47,8 +50,11 @@ class WorkflowPlan:
         return self.jobs[name].content
 
     def gpus(self, name: str) -> int:
-        """Return how many GPUs a job holds."""
-        return int(self.jobs[name].gpu)
+        """Return how many shares of a GPU a job holds, of which one has ``jobs_per_gpu``."""
+        job = self.jobs[name]
+        if not job.gpu:
+            return 0
+        return 1 if job.stage in SHARING else self.catalog.scale.jobs_per_gpu
 
     def _path(self, job: Job) -> str:
         if job.stage == "prepare":

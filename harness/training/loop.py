@@ -1,12 +1,10 @@
 """One training run, from a resolved specification to a summary; interruptible at any step."""
 
-import math
-import time
+import gc
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -14,22 +12,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from harness.errors import Interrupted, UserError
-from harness.optimizers import build_optimizer
 from harness.records.provenance import environment
 from harness.records.run_folder import RunFolder
-from harness.training.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
-from harness.training.gradient_noise import add_gradient_outliers
-from harness.training.recorder import Recorder
-from harness.training.schedules import learning_rate_factor
-from harness.training.tasks import Task, make_task
-
-Progress = Callable[[int, int, float], None]
-# All other metrics are ratios.
-UNITS = {"loss": "nats", "bits_per_byte": "bit/B"}
-
-
-class NonFiniteLoss(Exception):
-    """The loss is infinite or not a number."""
+from harness.training.compilation import set_float32_products
+from harness.training.run import NonFiniteLoss, Progress, Run
+from harness.training.step import (
+    Coefficients,
+    TrainingStep,
+    finer_accumulation,
+    micro_batches_matter,
+)
 
 
 def run_training(
@@ -37,17 +29,20 @@ def run_training(
     folder: RunFolder,
     data: Path,
     device: str,
-    coefficients: Mapping[tuple[int, int], tuple[float, float, float]] | None,
+    coefficients: Coefficients | None,
     *,
     checkpoint_seconds: float,
     keep_weights: bool,
     progress: Progress,
     stop: Callable[[], bool],
+    shared_device: bool = False,
 ) -> dict[str, Any]:
     """Train the run of ``spec``, or return the summary that it already has.
 
     Divergence and lack of memory are results, and so is any other exception of a run: each is
-    recorded as the run's status and never stops the rest of a sweep.
+    recorded as the run's status and never stops the rest of a sweep. A run that is out of memory
+    goes on from its last checkpoint with smaller micro-batches as long as there are any and they
+    change nothing but rounding; the summary says how many times.
 
     Args:
         spec: Resolved training specification with learning rate and seed.
@@ -59,6 +54,8 @@ def run_training(
         keep_weights: Whether the final weights are needed for evaluation.
         progress: Called with step, steps and the last loss.
         stop: Asked between steps whether to save the state and stop.
+        shared_device: Whether other jobs may compute on the device: then its energy is not the
+            run's, and is not recorded.
 
     Raises:
         Interrupted: When ``stop`` says so, after saving a checkpoint.
@@ -71,189 +68,84 @@ def run_training(
             return done
         folder.write_spec(spec)
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        run, backends = None, {}
-        try:
-            run = _Run(spec, folder, data, torch.device(device), coefficients)
-            backends = run.task.backends(run.model)
-            outcome = run.train(checkpoint_seconds, progress, stop) | {"status": "completed"}
+        products = set_float32_products()
+
+        def build(accumulation: int) -> Run:
+            place = torch.device(device)
+            return Run(spec, folder, data, place, coefficients, accumulation, shared_device)
+
+        def train(run: Run) -> dict[str, Any]:
+            metrics = run.train(checkpoint_seconds, progress, stop)
             if keep_weights:
-                _save_weights(run.model, folder.weights)
-        except NonFiniteLoss as error:
-            outcome = {"status": "diverged", "reason": str(error)}
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            outcome = {"status": "out_of_memory", "reason": str(error).splitlines()[0]}
-        except (Interrupted, UserError):
-            raise
-        except Exception as error:
-            traceback.print_exc()
-            outcome = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+                _save_weights(run.step.model, folder.weights)
+            return metrics
+
+        outcome, backends = _outcome(build, train, spec["training"]["accumulation"])
+        threads = {"threads": torch.get_num_threads()}
         summary = {
             "run_id": folder.run_id,
             "reason": None,
             "spec": spec,
-            "environment": environment() | {"threads": torch.get_num_threads()} | backends,
+            "environment": environment() | threads | products | backends,
             "started": started,
-            "seconds": run.seconds if run is not None else None,
             **outcome,
         }
         folder.write_summary(summary)
         return summary
 
 
-class _Run:
-    """The state of a run in progress."""
+def _outcome(
+    build: Callable[[int], Run], train: Callable[[Run], dict[str, Any]], accumulation: int
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return how the run ended, with smaller micro-batches if it has to, and its backends."""
+    retries = 0
+    while True:
+        outcome, backends = _attempt(build, train, accumulation)
+        finer = outcome.pop("retry_with", None)
+        if finer is None:
+            return outcome | {"out_of_memory_retries": retries}, backends
+        accumulation, retries = finer, retries + 1
+        # Only here, after the attempt's own frames are gone, is what it held free.
+        gc.collect()
+        torch.cuda.empty_cache()
 
-    def __init__(
-        self,
-        spec: Mapping[str, Any],
-        folder: RunFolder,
-        data: Path,
-        device: torch.device,
-        coefficients: Mapping[tuple[int, int], tuple[float, float, float]] | None,
-    ) -> None:
-        self.training, self.seed = spec["training"], spec["seed"]
-        self.folder, self.device = folder, device
-        self.task: Task = make_task(spec, data, device)
-        torch.manual_seed(self.seed)
-        self.model = self.task.build().to(device)
-        self.optimizer = build_optimizer(
-            spec["optimizer"], self.model, spec["learning_rate"], coefficients
-        )
-        self.recorder = Recorder(folder, self.model, self.optimizer, self.training)
-        self.step = 0
-        self.seconds = 0.0
-        self.interval_times: list[float] = []
-        self._resume()
 
-    def train(
-        self, checkpoint_seconds: float, progress: Progress, stop: Callable[[], bool]
-    ) -> dict[str, Any]:
-        """Take the remaining steps and return the final metrics."""
-        steps = self.training["steps"]
-        losses: list[torch.Tensor] = []
-        norms: list[torch.Tensor] = []
-        saved = clock = time.perf_counter()
-        while self.step < steps:
-            loss, norm = self._step(steps)
-            losses.append(loss)
-            norms.append(norm)
-            self.step += 1
-            if self.step % self.training["log_interval"] and self.step < steps:
-                continue
-            mean_loss = self._log(losses, norms)
-            self._count_time(clock, len(losses))
-            progress(self.step, steps, mean_loss)
-            losses, norms = [], []
-            self._validate(steps)
-            if self.step < steps and (stop() or time.perf_counter() - saved > checkpoint_seconds):
-                self._save()
-                saved = time.perf_counter()
-                if stop():
-                    raise Interrupted(f"stopped at step {self.step} of {steps}")
-            clock = time.perf_counter()
-        return self._finish()
+def _attempt(
+    build: Callable[[int], Run], train: Callable[[Run], dict[str, Any]], accumulation: int
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return how one attempt ended; ``retry_with`` is the accumulation of another one."""
+    run, backends = None, {}
+    try:
+        run = build(accumulation)
+        backends = run.step.task.backends(run.step.model)
+        outcome = train(run) | {"status": "completed"}
+    except NonFiniteLoss as error:
+        outcome = {"status": "diverged", "reason": str(error)}
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        reason = (str(error) or "out of host memory").splitlines()[0]
+        outcome = {"status": "out_of_memory", "reason": reason}
+        if run is not None:
+            outcome |= _retry(run.step, reason)
+    except (Interrupted, UserError):
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        outcome = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+    finally:
+        if run is not None:
+            run.step.close()
+    outcome |= {"seconds": run.seconds if run is not None else None}
+    if run is not None:
+        outcome |= {"accumulation": run.step.accumulation}
+    return outcome, backends
 
-    def _autocast(self) -> torch.autocast:
-        lower = self.training["precision"] == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=lower)
 
-    def _step(self, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-        factor = learning_rate_factor(self.training["schedule"], self.step, steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        inputs, targets = self.task.batch(self.step)
-        parts = self.training["accumulation"]
-        loss = torch.zeros((), device=self.device)
-        for some, wanted in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
-            with self._autocast():
-                objective, part = self.task.objective(self.model, some, wanted, self.step / steps)
-            (objective / parts).backward()
-            loss += part.detach() / parts
-        outliers = self.training["gradient_outliers"]
-        add_gradient_outliers(self.model.parameters(), outliers, self.seed, self.step)
-        limit = self.training["gradient_clip"] or math.inf
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.optimizer.step()
-        self.task.after_step(self.model, (self.step + 1) / steps)
-        self.recorder.after_step(self.step + 1)
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss, norm
-
-    def _log(self, losses: list[torch.Tensor], norms: list[torch.Tensor]) -> float:
-        # The only place where the host waits for the device.
-        loss = torch.stack(losses).mean().item()
-        norm = torch.stack(norms).mean().item()
-        if not math.isfinite(loss):
-            raise NonFiniteLoss(f"loss {loss} at step {self.step}")
-        statistics = self.task.statistics(self.model)
-        self._record("train", {"loss": loss, "gradient_norm": norm, **statistics})
-        return loss
-
-    def _count_time(self, clock: float, steps: int) -> None:
-        elapsed = time.perf_counter() - clock - self.recorder.take_seconds()
-        self.seconds += elapsed
-        self.interval_times.append(elapsed / steps)
-
-    def _validate(self, steps: int) -> None:
-        if self.step % self.training["evaluation_interval"] == 0 or self.step == steps:
-            self._record("validation", self._evaluate("validation"))
-
-    def _evaluate(self, split: Any) -> dict[str, float]:
-        self.model.eval()
-        metrics = self.task.evaluate(self.model, split, self._autocast)
-        self.model.train()
-        return metrics
-
-    def _record(self, prefix: str, metrics: Mapping[str, float]) -> None:
-        rows = [
-            {
-                "step": self.step,
-                "metric": f"{prefix}/{name}",
-                "value": value,
-                "unit": UNITS.get(name, "1"),
-            }
-            for name, value in metrics.items()
-            if math.isfinite(value)
-        ]
-        self.folder.append_metrics(rows)
-
-    def _finish(self) -> dict[str, Any]:
-        self._record("test", self._evaluate("test"))
-        # The first interval pays for warming up caches and allocators.
-        per_step = median(self.interval_times[1:] or self.interval_times)
-        peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
-        return {
-            "weights_sha256": weights_sha256(self.model.state_dict()),
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "seconds_per_step": per_step,
-            "examples_per_second": self.task.examples_per_step / per_step,
-            "peak_memory_bytes": peak,
-            "snapshots": self.recorder.steps,
-        }
-
-    def _save(self) -> None:
-        save_checkpoint(
-            self.folder.checkpoints,
-            self.step,
-            {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "random": torch.get_rng_state(),
-                "step": self.step,
-                "seconds": self.seconds,
-                "interval_times": self.interval_times,
-            },
-        )
-
-    def _resume(self) -> None:
-        state = load_checkpoint(self.folder.checkpoints, self.device)
-        if state is not None:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            torch.set_rng_state(state["random"].cpu())
-            self.step, self.seconds = state["step"], state["seconds"]
-            self.interval_times = state["interval_times"]
-        self.folder.truncate_metrics(self.step)
+def _retry(step: TrainingStep, reason: str) -> dict[str, Any]:
+    matter = micro_batches_matter(step.model)
+    finer = finer_accumulation(step.training["batch_size"], step.accumulation)
+    if finer is not None and matter is not None:
+        return {"reason": f"{reason} (not tried with smaller micro-batches, which {matter} sees)"}
+    return {"retry_with": finer}
 
 
 def _save_weights(model: nn.Module, path: Path) -> None:

@@ -5,8 +5,9 @@ Shape suffixes: B batch, T sequence positions, C channels, H height, W width.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,15 +18,20 @@ from torch import Tensor, nn
 
 from harness.config.base import validate
 from harness.config.model_schema import ModelSpec
+from harness.data.documents import document_ids
 from harness.data.images import load_images
 from harness.data.text import Split, TokenStream, read_manifest
+from harness.data.tokenizers import END_OF_TEXT, load_tokenizer
 from harness.models import build_model
+from harness.models.airbench import WhitenedConvNet
 from harness.models.decoder import Decoder
 from harness.models.fp8 import fp8_backend
-from harness.training.augmentation import augment
+from harness.training.augmentation import augment, averaged_logits
+from harness.training.batches import Batch
 
-Batch = tuple[Tensor, Tensor]
 Autocast = Callable[[], AbstractContextManager[Any]]
+# As many as airbench whitens.
+WHITENING_IMAGES = 5000
 
 
 class Task(ABC):
@@ -71,13 +77,28 @@ class Task(ABC):
         return {}
 
     @abstractmethod
-    def evaluate(self, model: nn.Module, split: Split, autocast: Autocast) -> dict[str, float]:
-        """Return metrics of a held-out split by name."""
+    def evaluate(
+        self, model: nn.Module, split: Split, autocast: Autocast, micro_batch: int | None = None
+    ) -> dict[str, float]:
+        """Return metrics of a held-out split by name.
+
+        Args:
+            model: What ``build`` returned.
+            split: Which one.
+            autocast: The context in which the model computes.
+            micro_batch: Examples that pass through the model at a time; None for as many as the
+                specification has in training.
+        """
 
     @property
     @abstractmethod
     def examples_per_step(self) -> int:
         """Tokens or images that one optimizer step consumes."""
+
+    @property
+    def micro_batch(self) -> int:
+        """Examples that the specification has pass through the model at a time."""
+        return self.training["batch_size"] // self.training["accumulation"]
 
     def _indices(self, step: int, count: int) -> np.ndarray:
         """Indices of the examples of ``step``: a fresh permutation of ``count`` in each epoch."""
@@ -117,7 +138,19 @@ class LanguageTask(Task):
         self, model: nn.Module, inputs: Tensor, targets: Tensor, progress: float
     ) -> tuple[Tensor, Tensor]:
         """Return the objective and its mean cross-entropy in nats per token."""
-        return cast(Decoder, model).objective(inputs, targets, progress)
+        documents_BT = self._documents(inputs)
+        return cast(Decoder, model).objective(inputs, targets, progress, documents_BT)
+
+    def _documents(self, tokens_BT: Tensor) -> Tensor | None:
+        if self.training["attend_across_documents"]:
+            return None
+        return document_ids(tokens_BT, self._end_of_text)
+
+    @cached_property
+    def _end_of_text(self) -> int:
+        token = load_tokenizer(self.data).token_to_id(END_OF_TEXT)
+        assert token is not None
+        return token
 
     def after_step(self, model: nn.Module, progress: float) -> None:
         """Move the routing biases of experts."""
@@ -138,26 +171,30 @@ class LanguageTask(Task):
         return self.training["batch_size"] * self.length
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, split: Split, autocast: Autocast) -> dict[str, float]:
+    def evaluate(
+        self, model: nn.Module, split: Split, autocast: Autocast, micro_batch: int | None = None
+    ) -> dict[str, float]:
         """Return loss (nats per token) and bits per byte of the original text."""
         if split not in self._heldout:
             self._heldout[split] = TokenStream(self.data, split)
         stream = self._heldout[split]
         losses = []
-        for indices in self._heldout_indices((len(stream) - 1) // self.length):
+        windows = self._heldout_indices((len(stream) - 1) // self.length)
+        size = micro_batch or self.micro_batch
+        for indices in np.split(windows, range(size, len(windows), size)):
             inputs_BT, targets_BT = self._windows(stream, indices)
             with autocast():
-                losses.append((cast(Decoder, model).loss(inputs_BT, targets_BT), len(indices)))
+                documents_BT = self._documents(inputs_BT)
+                loss = cast(Decoder, model).loss(inputs_BT, targets_BT, documents_BT)
+                losses.append((loss, len(indices)))
         weight = sum(count for _, count in losses)
-        loss = sum(value.item() * count for value, count in losses) / weight
-        return {"loss": loss, "bits_per_byte": loss / math.log(2) / stream.bytes_per_token}
+        mean = sum(value.item() * count for value, count in losses) / weight
+        return {"loss": mean, "bits_per_byte": mean / math.log(2) / stream.bytes_per_token}
 
-    def _heldout_indices(self, count: int) -> Iterator[np.ndarray]:
+    def _heldout_indices(self, count: int) -> np.ndarray:
         """Windows spread evenly over the split, so that few of them still see all of its texts."""
-        size = self.training["batch_size"]
-        limit = (self.training["evaluation_batches"] or count) * size
-        picked = np.unique(np.linspace(0, count - 1, min(count, limit)).astype(int))
-        yield from (picked[start : start + size] for start in range(0, len(picked), size))
+        limit = (self.training["evaluation_batches"] or count) * self.training["batch_size"]
+        return np.unique(np.linspace(0, count - 1, min(count, limit)).astype(int))
 
     def _windows(self, stream: TokenStream, indices: np.ndarray) -> Batch:
         rows = [stream.read(int(index) * self.length, self.length + 1) for index in indices]
@@ -173,17 +210,22 @@ class ImageTask(Task):
     def __init__(self, spec: Mapping[str, Any], data: Path, device: torch.device) -> None:
         super().__init__(spec, data, device)
         self.splits: dict[Split, tuple[Tensor, Tensor]] = {}
+        self._mirrored_first: Tensor | None = None
         self.mean = torch.tensor(self.manifest["mean"], device=device).view(1, -1, 1, 1)
         self.std = torch.tensor(self.manifest["std"], device=device).view(1, -1, 1, 1)
 
     def build(self) -> nn.Module:
         """Return the model for the dataset's images."""
-        return build_model(
+        model = build_model(
             validate(ModelSpec, self.spec["model"], "model"),
             image_size=self.manifest["size"],
             channels=self.manifest["channels"],
             num_classes=self.manifest["classes"],
         )
+        if isinstance(model, WhitenedConvNet):
+            images_NCHW, _ = self._split("train")
+            model.whiten(self._normalise(images_NCHW[:WHITENING_IMAGES]).cpu())
+        return model
 
     def batch(self, step: int) -> Batch:
         """Return augmented images (B x C x H x W) and their labels (B)."""
@@ -192,8 +234,22 @@ class ImageTask(Task):
         pixels_BCHW = self._normalise(images[indices])
         if self.training["augmentation"] is not None:
             generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + step)
-            pixels_BCHW = augment(pixels_BCHW, self.training["augmentation"], generator)
+            mirrored = None
+            if self.training["augmentation"]["flip"] == "alternate":
+                mirrored = self._alternating(step, indices, len(labels))
+            pixels_BCHW = augment(pixels_BCHW, self.training["augmentation"], generator, mirrored)
         return pixels_BCHW, labels[indices]
+
+    def _alternating(self, step: int, indices_B: Tensor, count: int) -> Tensor:
+        """Return which images are mirrored: each in every other epoch, half of them in the first.
+
+        Two epochs show every image from both sides (Jordan, arXiv 2404.00498, section 3.6).
+        """
+        if self._mirrored_first is None:
+            generator = torch.Generator().manual_seed(self.seed)
+            self._mirrored_first = (torch.rand(count, generator=generator) < 0.5).to(self.device)
+        positions_B = step * len(indices_B) + torch.arange(len(indices_B), device=self.device)
+        return self._mirrored_first[indices_B] ^ (positions_B // count % 2 == 1)
 
     def objective(
         self, model: nn.Module, inputs: Tensor, targets: Tensor, progress: float
@@ -209,17 +265,20 @@ class ImageTask(Task):
         return self.training["batch_size"]
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, split: Split, autocast: Autocast) -> dict[str, float]:
+    def evaluate(
+        self, model: nn.Module, split: Split, autocast: Autocast, micro_batch: int | None = None
+    ) -> dict[str, float]:
         """Return loss (nats) and accuracy (0 to 1)."""
         images, labels = self._split(split)
-        size = self.training["batch_size"]
-        limit = (self.training["evaluation_batches"] or len(labels)) * size
+        limit = (self.training["evaluation_batches"] or len(labels)) * self.training["batch_size"]
         images, labels = images[:limit], labels[:limit]
+        size = micro_batch or self.micro_batch
         loss = correct = 0.0
-        for start in range(0, len(labels), size):
-            target = labels[start : start + size]
+        for pixels, target in zip(images.split(size), labels.split(size), strict=True):
             with autocast():
-                logits = model(self._normalise(images[start : start + size])).float()
+                logits = averaged_logits(
+                    model, self._normalise(pixels), self.training["evaluation_views"]
+                )
             loss += F.cross_entropy(logits, target, reduction="sum").item()
             correct += (logits.argmax(-1) == target).sum().item()
         return {"loss": loss / len(labels), "accuracy": correct / len(labels)}

@@ -9,8 +9,9 @@ import torch
 from harness.config.base import validate
 from harness.config.catalog import load_models
 from harness.config.decoder_schema import DecoderSpec
-from harness.models.decoder import Decoder, cross_entropy
+from harness.models.decoder import Decoder
 from harness.models.rotary import rotary_angles
+from harness.models.token_loss import cross_entropy
 from harness.optimizers import route_parameters
 
 VOCABULARY, LENGTH = 61, 12
@@ -99,6 +100,25 @@ def test_an_untrained_decoder_is_undecided(parts):
     tokens = draw_tokens(4, 33)
     loss = decoder(*parts).loss(tokens[:, :-1], tokens[:, 1:])
     assert loss.item() == pytest.approx(math.log(VOCABULARY), rel=0.01)
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_texts_side_by_side_are_read_as_if_each_stood_alone(parts):
+    model = spread(decoder(*parts))
+    tokens_BT, targets_BT = draw_tokens(2, 12), draw_tokens(2, 12, seed=2)
+    documents_BT = torch.tensor([[0] * 5 + [1] * 7, [0] * 9 + [1] * 3])
+    lengths = ((5, 7), (9, 3))
+    alone = [
+        model.loss(tokens[None], targets[None]).item() * len(tokens)
+        for row, sizes in enumerate(lengths)
+        for tokens, targets in zip(
+            tokens_BT[row].split(sizes), targets_BT[row].split(sizes), strict=True
+        )
+    ]
+    together = model.loss(tokens_BT, targets_BT, documents_BT).item()
+    # Angles and the softmax of the loss are float32.
+    assert together == pytest.approx(sum(alone) / tokens_BT.numel(), rel=1e-6)
+    assert together != pytest.approx(model.loss(tokens_BT, targets_BT).item(), rel=1e-4)
 
 
 def test_the_loss_is_the_mean_over_targets_that_count():

@@ -145,6 +145,26 @@ def test_module_k_at_position_i_sees_the_tokens_up_to_i_plus_k(changed):
         assert moved.tolist() == [i + k >= changed for i in range(7 - k)]
 
 
+def test_modules_read_their_own_document_only():
+    model = spread(build(2))
+    tokens, targets = draw_tokens(1, 10), draw_tokens(1, 10, seed=2)
+    documents = torch.tensor([[0] * 4 + [1] * 6])
+    features, embedded = model.features(tokens), model.embedding(tokens)
+    visible = (documents[:, :, None] == documents[:, None, :]).tril().unsqueeze(1)
+    states = list(model.prediction.states(features, embedded, visible))
+    # What comes before the second document reaches no state of it.
+    changed = features.clone()
+    changed[:, :4] += 1.0
+    for depth, (before, after) in enumerate(
+        zip(states, model.prediction.states(changed, embedded, visible), strict=True), 1
+    ):
+        assert torch.equal(before[:, 4:], after[:, 4:])
+        assert not torch.allclose(before[:, : 4 - depth], after[:, : 4 - depth])
+    plain, _ = model.objective(tokens, targets, 0.0)
+    masked, _ = model.objective(tokens, targets, 0.0, documents)
+    assert not torch.allclose(plain, masked)
+
+
 def test_dropping_the_modules_leaves_the_main_model_as_it_is():
     trained, plain = spread(build(2)), build(None)
     tokens = draw_tokens(2, 9)

@@ -1,6 +1,6 @@
 import torch
 
-from harness.training.augmentation import augment
+from harness.training.augmentation import augment, averaged_logits
 
 NONE = {"flip": False, "translate": 0, "cutout": 0}
 
@@ -39,3 +39,18 @@ def test_the_same_generator_state_gives_the_same_images():
     images = torch.randn(8, 3, 6, 6)
     spec = {"flip": True, "translate": 1, "cutout": 2}
     assert torch.equal(augment(images, spec, generator(5)), augment(images, spec, generator(5)))
+
+
+def test_views_are_averaged_with_the_published_weights():
+    images = torch.randn(3, 1, 4, 4)
+
+    def corner(pixels):
+        return pixels[:, :, 0, 0]
+
+    mirror = (images[:, :, 0, 0] + images[:, :, 0, 3]) / 2
+    assert torch.equal(averaged_logits(corner, images, "image"), images[:, :, 0, 0])
+    assert torch.equal(averaged_logits(corner, images, "mirror"), mirror)
+    # Shifted by one pixel, the corner shows the reflected second row and column, or the second.
+    second = (images[:, :, 1, 1] + images[:, :, 1, 2]) / 2
+    torch.testing.assert_close(averaged_logits(corner, images, "mirror_translate"),
+                               mirror / 2 + second / 2)  # fmt: skip

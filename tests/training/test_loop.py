@@ -50,6 +50,7 @@ TRAINING = {
     "batch_size": 4,
     "sequence_length": 16,
     "accumulation": 1,
+    "attend_across_documents": True,
     "schedule": {"kind": "warmup_cosine", "warmup": 0.1, "final": 0.1},
     "gradient_clip": 1.0,
     "gradient_outliers": None,
@@ -60,6 +61,7 @@ TRAINING = {
     "evaluation_batches": 2,
     "augmentation": None,
     "label_smoothing": 0.0,
+    "evaluation_views": "image",
 }
 
 
@@ -67,6 +69,7 @@ def specification(optimizer: str = "muon", lr: float = 0.01, **training) -> dict
     entry = {"parameters": "all", "companion": None, "calibration": None, "arguments": {}}
     return {
         "task": "language",
+        "compile": False,
         "model": MODEL,
         "optimizer": entry | OPTIMIZERS[optimizer],
         "training": TRAINING | training,
@@ -75,7 +78,16 @@ def specification(optimizer: str = "muon", lr: float = 0.01, **training) -> dict
     }
 
 
-def run(spec, folder, data, *, stop_after=None, checkpoint_seconds=1e9, keep_weights=False):
+def run(
+    spec,
+    folder,
+    data,
+    *,
+    stop_after=None,
+    checkpoint_seconds=1e9,
+    keep_weights=False,
+    shared_device=False,
+):
     steps = []
     return run_training(
         spec,
@@ -87,6 +99,7 @@ def run(spec, folder, data, *, stop_after=None, checkpoint_seconds=1e9, keep_wei
         keep_weights=keep_weights,
         progress=lambda step, *_: steps.append(step),
         stop=lambda: stop_after is not None and steps != [] and steps[-1] >= stop_after,
+        shared_device=shared_device,
     )
 
 

@@ -121,7 +121,7 @@ def test_a_mistake_ends_before_any_job_with_one_line(finished, tmp_path):
     folder = tmp_path / "mistaken"
     shutil.copytree(finished / "config", folder / "config")
     path = folder / "config" / "optimizers.yaml"
-    path.write_text(path.read_text().replace("weight_decay: 0.1}", "weight_decy: 0.1}", 1))
+    path.write_text(path.read_text().replace("weight_decay: 0.1,", "weight_decy: 0.1,", 1))
     output = snakemake(folder, check=False)
     lines = [line for line in output.splitlines() if "weight_decy" in line]
     assert len(lines) == 1
