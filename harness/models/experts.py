@@ -4,9 +4,10 @@ Every assignment of a token to an expert becomes a row. Rows are ordered by expe
 expert has a slice of them, and afterwards the rows of a token are summed.
 
 Shape suffixes: N tokens, D hidden size, E experts, K experts of a token, A = N x K assignments, F
-width of an expert.
+width of an expert, C rows of an expert in a batch of equally many, R rows (A or E x C).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from harness.models.linear import project
 
 # Rows of operands of grouped products start at multiples of this, as the tensor cores' loads do.
 ALIGNMENT_BYTES = 16
+# Rows that are filled up at most, over those that are needed, for one product of all experts.
+LARGEST_FILL = 0.25
 
 
 class Weights(NamedTuple):
@@ -36,14 +39,20 @@ class Dispatch:
     """Where the rows of the tokens are.
 
     Attributes:
-        order_A: The assignment, counted along N x K, of each row.
+        order_R: The assignment, counted along N x K, of each row; N x K for rows that fill up.
         rows_NK: The row of each assignment.
         ends_E: The row after the last one of each expert, int32; dropped assignments come last.
     """
 
-    order_A: Tensor
+    order_R: Tensor
     rows_NK: Tensor
     ends_E: Tensor
+
+    @property
+    def tokens_R(self) -> Tensor:
+        """The token of each row; any for rows that fill up."""
+        tokens, choices = self.rows_NK.shape
+        return (self.order_R // choices).clamp_max(tokens - 1)
 
 
 def dispatch(experts_NK: Tensor, n_experts: int) -> Dispatch:
@@ -80,12 +89,17 @@ def apply_experts(
         x_ND, weights = x_ND.to(dtype), Weights(*(weight.to(dtype) for weight in weights))
     n_experts = len(weights.gate_EFD)
     plan = dispatch(experts_NK, n_experts)
-    x_AD = _Spread.apply(x_ND, plan)
-    if fp8 is None and runs_grouped(x_AD, weights):
-        y_AD = grouped(x_AD, weights, plan.ends_E)
+    if fp8 is None and runs_grouped(x_ND, weights):
+        y_RD = grouped(_Spread.apply(x_ND, plan), weights, plan.ends_E)
     else:
-        y_AD = segmented(x_AD, weights, plan.ends_E, fp8)
-    return _Collect.apply(y_AD, weights_NK.masked_fill(experts_NK == n_experts, 0), plan)
+        ends = plan.ends_E.tolist()
+        rows = fill_up(ends, plan.rows_NK.numel()) if fp8 is None else None
+        if rows is not None:
+            plan = filled(plan, rows)
+            y_RD = batched(_Spread.apply(x_ND, plan), weights)
+        else:
+            y_RD = segmented(_Spread.apply(x_ND, plan), weights, ends, fp8)
+    return _Collect.apply(y_RD, weights_NK.masked_fill(experts_NK == n_experts, 0), plan)
 
 
 def runs_grouped(x_AD: Tensor, weights: Weights) -> bool:
@@ -116,13 +130,55 @@ def grouped(x_AD: Tensor, weights: Weights, ends_E: Tensor) -> Tensor:
     return F.grouped_mm(F.silu(gate_AF) * up_AF, weights.down_EDF.mT, offs=ends_E)
 
 
-def segmented(x_AD: Tensor, weights: Weights, ends_E: Tensor, fp8: Fp8 | None) -> Tensor:
+def fill_up(ends: Sequence[int], assignments: int) -> int | None:
+    """Return to how many rows each expert is filled up for one product of all; None for none.
+
+    Small products leave the threads of a CPU idle and other GPUs than Hopper waiting for launches;
+    one thread does best without rows that nobody needs.
+
+    Args:
+        ends: Of ``Dispatch``.
+        assignments: A.
+    """
+    rows = max(end - start for start, end in pairwise([0, *ends]))
+    alike = rows * len(ends) <= (1 + LARGEST_FILL) * assignments
+    dropped = ends[-1] < assignments
+    return rows if alike and not dropped and torch.get_num_threads() > 1 else None
+
+
+def filled(plan: Dispatch, rows: int) -> Dispatch:
+    """Return ``plan`` with ``rows`` rows for every expert.
+
+    Args:
+        plan: Of ``dispatch``, nothing dropped.
+        rows: C.
+    """
+    experts, assignments = len(plan.ends_E), len(plan.order_R)
+    starts_E = F.pad(plan.ends_E[:-1], (1, 0)).long()
+    loads_E = plan.ends_E - starts_E
+    first_E = torch.arange(experts, device=starts_E.device) * rows
+    # How far the rows of each expert move.
+    moved_A = (first_E - starts_E).repeat_interleave(loads_E, output_size=assignments)
+    places_A = torch.arange(assignments, device=starts_E.device) + moved_A
+    order_R = plan.order_R.new_full((experts * rows,), assignments)
+    order_R[places_A] = plan.order_R
+    return Dispatch(order_R, places_A[plan.rows_NK], (first_E + rows).int())
+
+
+def batched(x_RD: Tensor, weights: Weights) -> Tensor:
+    """Return each expert's outputs (R x D) for as many rows as every other's, in one product."""
+    x_ECD = x_RD.unflatten(0, (len(weights.gate_EFD), -1))
+    gate_ECF, up_ECF = x_ECD @ weights.gate_EFD.mT, x_ECD @ weights.up_EFD.mT
+    return (F.silu(gate_ECF) * up_ECF @ weights.down_EDF.mT).flatten(0, 1)
+
+
+def segmented(x_AD: Tensor, weights: Weights, ends: Sequence[int], fp8: Fp8 | None) -> Tensor:
     """Return each expert's outputs (A x D) for its rows, one expert after the other.
 
-    Waits for the device once, for the sizes of the segments. Dropped rows are zero.
+    Dropped rows are zero.
     """
-    ends = [0, *ends_E.tolist(), len(x_AD)]
-    *segments, dropped_AD = x_AD.split([end - start for start, end in pairwise(ends)])
+    bounds = [0, *ends, len(x_AD)]
+    *segments, dropped_AD = x_AD.split([end - start for start, end in pairwise(bounds)])
     # Indexing a weight for each expert would make as many full-sized gradients.
     experts = zip(segments, *(weight.unbind() for weight in weights), strict=True)
     outputs = [
@@ -139,13 +195,13 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, plan: Dispatch) -> Tensor:
         ctx.save_for_backward(plan.rows_NK)
-        return x_ND.index_select(0, plan.order_A // plan.rows_NK.shape[1])
+        return x_ND.index_select(0, plan.tokens_R)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_AD: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient_RD: Tensor) -> tuple[Tensor, None]:
         (rows_NK,) = ctx.saved_tensors
-        return F.embedding_bag(rows_NK, gradient_AD, mode="sum"), None
+        return F.embedding_bag(rows_NK, gradient_RD, mode="sum"), None
 
 
 class _Collect(torch.autograd.Function):
@@ -155,17 +211,19 @@ class _Collect(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, y_AD: Tensor, weights_NK: Tensor, plan: Dispatch) -> Tensor:
-        ctx.save_for_backward(y_AD, weights_NK, plan.order_A, plan.rows_NK)
+    def forward(ctx: Any, y_RD: Tensor, weights_NK: Tensor, plan: Dispatch) -> Tensor:
+        ctx.plan = plan
+        ctx.save_for_backward(y_RD, weights_NK)
         return F.embedding_bag(
-            plan.rows_NK, y_AD, mode="sum", per_sample_weights=weights_NK.to(y_AD.dtype)
+            plan.rows_NK, y_RD, mode="sum", per_sample_weights=weights_NK.to(y_RD.dtype)
         )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_ND: Tensor) -> tuple[Tensor, Tensor, None]:
-        y_AD, weights_NK, order_A, rows_NK = ctx.saved_tensors
-        gradient_AD = gradient_ND.index_select(0, order_A // weights_NK.shape[1])
-        along_A = (gradient_AD * y_AD).sum(dim=-1, dtype=weights_NK.dtype)
-        weights_A = weights_NK.flatten()[order_A].to(y_AD.dtype)
-        return gradient_AD.mul_(weights_A.unsqueeze(-1)), along_A[rows_NK], None
+        y_RD, weights_NK = ctx.saved_tensors
+        gradient_RD = gradient_ND.index_select(0, ctx.plan.tokens_R)
+        along_R = (gradient_RD * y_RD).sum(dim=-1, dtype=weights_NK.dtype)
+        # Rows that fill up weigh nothing.
+        weights_R = F.pad(weights_NK.flatten(), (0, 1))[ctx.plan.order_R].to(y_RD.dtype)
+        return gradient_RD.mul_(weights_R.unsqueeze(-1)), along_R[ctx.plan.rows_NK], None

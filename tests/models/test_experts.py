@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.models import experts as experts_module
-from harness.models.experts import Weights, apply_experts, dispatch, segmented
+from harness.models.experts import (
+    Weights,
+    apply_experts,
+    dispatch,
+    fill_up,
+    filled,
+    segmented,
+)
 
 HIDDEN, WIDTH, EXPERTS, CHOSEN = 16, 8, 8, 2
 
@@ -87,6 +94,36 @@ def test_grouped_products_equal_one_expert_after_the_other(dtype, tolerance, dro
         assert not gradient[[1, EXPERTS - 1]].any()
 
 
+@pytest.mark.parametrize("fill", [CHOSEN, 20])
+def test_filling_up_the_rows_of_all_experts_changes_nothing(fill, monkeypatch):
+    x, experts, factors, weights = case(torch.float64)
+    expected = routed_by_loop(x, experts, factors, weights)
+    gradients = torch.autograd.grad((expected * drawn(20, HIDDEN)).sum(), (x, factors, *weights))
+    largest = int(experts.flatten().bincount(minlength=EXPERTS).max())
+    used = []
+    batched = experts_module.batched
+
+    def counted(rows, *others):
+        used.append(len(rows))
+        return batched(rows, *others)
+
+    monkeypatch.setattr(experts_module, "batched", counted)
+    monkeypatch.setattr(experts_module, "fill_up", lambda ends, count: max(fill, largest))
+    for mine, theirs in zip(run(x, experts, factors, weights), (expected, *gradients), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    assert used == [EXPERTS * max(fill, largest)]
+
+
+def test_rows_are_filled_up_only_where_that_pays(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert fill_up([3, 6, 8], 8) == 3
+    assert fill_up([4, 6, 8], 8) is None
+    # A dropped assignment has no row of its own.
+    assert fill_up([3, 6, 8], 9) is None
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert fill_up([3, 6, 8], 8) is None
+
+
 def test_grouped_products_are_left_to_hopper_in_bfloat16(monkeypatch):
     x, _, _, weights = case(torch.bfloat16)
     assert not experts_module.runs_grouped(x, weights)
@@ -114,9 +151,14 @@ def test_dispatch_orders_rows_by_expert_and_finds_them_again(seed, tokens, exper
     scores = torch.rand(tokens, experts, generator=torch.Generator().manual_seed(seed))
     experts_NK = scores.topk(CHOSEN).indices
     plan = dispatch(experts_NK, experts)
-    assert plan.order_A[plan.rows_NK.flatten()].tolist() == list(range(CHOSEN * tokens))
-    assert (experts_NK.flatten()[plan.order_A].diff() >= 0).all()
+    assert plan.order_R[plan.rows_NK.flatten()].tolist() == list(range(CHOSEN * tokens))
+    assert (experts_NK.flatten()[plan.order_R].diff() >= 0).all()
     assert plan.ends_E.tolist() == [int((experts_NK <= e).sum()) for e in range(experts)]
+    rows = tokens + 1
+    full = filled(plan, rows)
+    assert full.order_R[full.rows_NK.flatten()].tolist() == list(range(CHOSEN * tokens))
+    assert (full.rows_NK // rows == experts_NK).all()
+    assert (full.order_R == CHOSEN * tokens).sum() == experts * rows - CHOSEN * tokens
 
 
 def test_gradients_of_the_experts_equal_finite_differences():
@@ -139,5 +181,5 @@ def test_experts_without_tokens_cost_nothing(monkeypatch):
         return project(*operands)
 
     monkeypatch.setattr(experts_module, "project", counted)
-    segmented(x[plan.order_A // CHOSEN], weights, plan.ends_E, None)
+    segmented(x[plan.tokens_R], weights, plan.ends_E.tolist(), None)
     assert len(products) == 3 * len(experts.unique()) == 3 * 6
