@@ -16,17 +16,15 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from harness.config.base import validate
 from harness.config.decoder_schema import DecoderSpec
-from harness.files import write_json
+from harness.measurement.benchmark import benchmark_parser, parse_options, positive, write_report
 from harness.measurement.decoding import decode_speed, equal_in_size, longest_context
 from harness.models.counts import total_parameters
-from harness.records.provenance import environment
 
 GIB = 2**30
 HEADS = 16
@@ -135,18 +133,8 @@ def longest_contexts(summaries: list[dict[str, Any]], memory_gib: int) -> dict[s
     return found
 
 
-def positive(text: str) -> int:
-    """Return a whole number above 0; argparse answers an error with the option and what it got."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--small", action="store_true", help="tiny models, to see that it works")
     parser.add_argument("--rounds", type=positive, default=3, help="timed rounds")
     parser.add_argument("--contexts", type=positive, nargs="+", help="cached positions")
@@ -161,9 +149,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, print its ratios and write everything as JSON."""
     parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device: found 'cuda', but torch sees no GPU; expected 'cpu'")
+    options = parse_options(parser, arguments)
     size = SIZES["small" if options.small else options.device]
     contexts = options.contexts or size["contexts"]
     specs = contenders(size)
@@ -180,11 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "memory_gib": options.memory_gib,
         "parameters": {name: total_parameters(spec) for name, spec in specs.items()},
         "type": TYPES[options.device],
-        "rounds": options.rounds,
-        "threads": torch.get_num_threads(),
-        "environment": environment(),
     }
-    write_json(options.output, report)
+    write_report(options, report)
     print(json.dumps({key: report[key] for key in ("ratios", "longest_context")}, indent=1))
 
 

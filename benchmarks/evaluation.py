@@ -37,11 +37,10 @@ from harness.config.base import validate
 from harness.config.decoder_schema import DecoderSpec
 from harness.data.tokenizers import make_tokenizer
 from harness.evaluation.language_model import HarnessLM
-from harness.files import write_json
 from harness.interchange.folder import export_folder
+from harness.measurement.benchmark import benchmark_parser, parse_options, positive, write_report
 from harness.models.counts import total_parameters
 from harness.models.decoder import Decoder
-from harness.records.provenance import environment
 from harness.torchvision_import import import_torchvision
 
 # Words of a context, of an answer, and answers. A word of code is about three tokens.
@@ -176,18 +175,8 @@ def compare(
     return summaries
 
 
-def positive(text: str) -> int:
-    """Return a whole number above 0; argparse answers an error with the option and what it got."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--small", action="store_true", help="a tiny model, to see that it works")
     parser.add_argument("--rounds", type=positive, default=3, help="timed rounds")
     parser.add_argument("--documents", type=positive, help="of each style")
@@ -198,9 +187,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, print its ratios and write everything as JSON."""
     parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device: found 'cuda', but torch sees no GPU; expected 'cpu'")
+    options = parse_options(parser, arguments)
     # `transformers` imports it by itself.
     import_torchvision()
     size = SIZES["small" if options.small else options.device]
@@ -223,11 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "styles": summaries,
         "size": vars(size),
         "parameters": total_parameters(model.spec, size.vocab_size),
-        "rounds": options.rounds,
-        "threads": torch.get_num_threads(),
-        "environment": environment(),
     }
-    write_json(options.output, report)
+    write_report(options, report)
     print(json.dumps({key: report[key] for key in ("ratios", "largest_difference")}, indent=1))
 
 

@@ -9,7 +9,6 @@ compare are ratios within a round. Without FP8 tensor cores for a recipe its pro
 in float32: the output says so, and then only its errors mean something.
 """
 
-import argparse
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -23,14 +22,13 @@ from torch import Tensor
 from harness.config.catalog import load_models
 from harness.config.decoder_schema import DecoderSpec, Fp8
 from harness.errors import closest
-from harness.files import write_json
+from harness.measurement.benchmark import benchmark_parser, parse_options, write_report
 from harness.measurement.optimizer_step import WARMUP_ROUNDS, timed
 from harness.models import build_model
 from harness.models.fp8 import fp8_backend, hardware_product
 from harness.models.linear import Linear, project
 from harness.numerics.formats import E4M3
 from harness.numerics.scaling import dequantize, quantize
-from harness.records.provenance import environment
 
 CONFIG = Path(__file__).parents[1] / "config"
 # Model whose layers are timed, and tokens of a batch.
@@ -184,15 +182,11 @@ def _errors(result: Tensor, exact: Tensor) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, print its ratios and write everything as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=10, help="timed rounds")
     parser.add_argument("--model", help="decoder of config/models.yaml")
     parser.add_argument("--tokens", type=int, help="of a batch")
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device: found 'cuda', but torch sees no GPU; expected 'cpu'")
+    options = parse_options(parser, arguments)
     device = torch.device(options.device)
     model, tokens = DEFAULTS[options.device]
     model, tokens = options.model or model, options.tokens or tokens
@@ -214,11 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if backends["fp8_tensor"] == "hardware"
             else None
         ),
-        "rounds": options.rounds,
-        "threads": torch.get_num_threads(),
-        "environment": environment(),
     }
-    write_json(options.output, report)
+    write_report(options, report)
     ratios = {
         name: layer["forward_and_backward"]["ratios"] for name, layer in report["layers"].items()
     }

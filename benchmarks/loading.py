@@ -9,7 +9,6 @@ number to compare is the ratio of their throughputs within a round: at 10, a ste
 batch spends a tenth of its time on it.
 """
 
-import argparse
 import io
 import json
 import statistics
@@ -27,9 +26,8 @@ from PIL import Image
 
 from harness.config.catalog import load_models
 from harness.data import prepare
-from harness.files import write_json
+from harness.measurement.benchmark import benchmark_parser, parse_options, write_report
 from harness.measurement.optimizer_step import WARMUP_ROUNDS, timed
-from harness.records.provenance import environment
 from harness.training.tasks import Task, make_task
 
 CONFIG = Path(__file__).parents[1] / "config"
@@ -139,15 +137,9 @@ def specification(kind: str, device: str, model: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, print the ratios and write everything as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=10, help="timed rounds")
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device: found 'cuda', but torch sees no GPU; expected 'cpu'")
-    if options.rounds < 1:
-        parser.error(f"--rounds: found {options.rounds}, expected at least 1")
+    options = parse_options(parser, arguments)
     device, models = torch.device(options.device), MODELS[options.device]
     tasks = {}
     with TemporaryDirectory() as name:
@@ -161,11 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "tasks": tasks,
         "models": models,
         "training": TRAINING[options.device],
-        "rounds": options.rounds,
-        "threads": torch.get_num_threads(),
-        "environment": environment(),
     }
-    write_json(options.output, report)
+    write_report(options, report)
     print(json.dumps({kind: {"ratio": entry["ratio"]} for kind, entry in tasks.items()}, indent=1))
 
 

@@ -8,12 +8,10 @@ so that its ratio to the mixture is what gate, dispatch and many small products 
 turns, and the number to compare is the ratio within a round.
 """
 
-import argparse
 import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +19,11 @@ from torch import nn
 
 from harness.config.base import validate
 from harness.config.decoder_schema import DecoderSpec
-from harness.files import write_json
+from harness.measurement.benchmark import benchmark_parser, parse_options, write_report
 from harness.measurement.optimizer_step import WARMUP_ROUNDS, timed
 from harness.models.experts import Weights, runs_grouped
 from harness.models.feed_forward import FeedForward
 from harness.models.mixture import Mixture
-from harness.records.provenance import environment
 
 # DeepSeek-V3's way of balancing, whose cost is part of a step.
 BALANCE = {"bias_update_rate": 0.001, "sequence_loss": 0.0001}
@@ -142,24 +139,15 @@ def _grouped(mixture: Mixture, device: torch.device) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, print the ratio and write everything as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=20, help="timed rounds")
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device: found 'cuda', but torch sees no GPU; expected 'cpu'")
-    if options.rounds < 1:
-        parser.error(f"--rounds: found {options.rounds}, expected at least 1")
+    options = parse_options(parser, arguments)
     size, device = SIZES[options.device], torch.device(options.device)
     report = {
         **measure(size, options.rounds, device),
         "size": asdict(size) | {"dense_width": size.dense_width},
-        "rounds": options.rounds,
-        "threads": torch.get_num_threads(),
-        "environment": environment(),
     }
-    write_json(options.output, report)
+    write_report(options, report)
     print(json.dumps({key: report[key] for key in ("ratio", "grouped_products")}, indent=1))
 
 

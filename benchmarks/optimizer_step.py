@@ -8,7 +8,6 @@ directions in noise, as momentum in training has them, for which bfloat16 produc
 All layers of a model have the same shapes, so by default a CPU times some of them.
 """
 
-import argparse
 import json
 import math
 import statistics
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from harness.config.catalog import load_models, load_optimizers
 from harness.errors import closest
-from harness.files import write_json
+from harness.measurement.benchmark import benchmark_parser, parse_options, write_report
 from harness.measurement.optimizer_step import (
     gaussian_gradient,
     prepare_step,
@@ -32,7 +31,6 @@ from harness.measurement.optimizer_step import (
 from harness.models import build_model
 from harness.optimizers import build_optimizer, route_parameters
 from harness.optimizers.matrices import as_matrices
-from harness.records.provenance import environment
 
 CONFIG = Path(__file__).parents[1] / "config"
 # Model and how many of its layers are timed.
@@ -236,14 +234,10 @@ def overall(models: dict[str, Any], kind: str) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, print its ratios and write everything as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds")
     parser.add_argument("--models", nargs="+", help="names of config/models.yaml, all layers")
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device: found 'cuda', but torch sees no GPU; expected 'cpu'")
+    options = parse_options(parser, arguments)
     device = torch.device(options.device)
     chosen = DEFAULT_MODELS[options.device]
     if options.models:
@@ -263,11 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "ratios_strong_directions": overall(models, "strong_directions"),
         "models": models,
         "measured_peak_operations_per_second": peak,
-        "rounds": options.rounds,
-        "threads": torch.get_num_threads(),
-        "environment": environment(),
     }
-    write_json(options.output, report)
+    write_report(options, report)
     print(json.dumps({key: report[key] for key in report if key.startswith("ratios")}, indent=1))
 
 

@@ -14,7 +14,6 @@ Utilization counts the operations of `harness.models.flops`: forward and backwar
 nothing twice, over the dense bfloat16 peak. Unknown GPUs have none.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -31,11 +30,10 @@ from harness.config.catalog import load_models
 from harness.config.decoder_schema import DecoderSpec
 from harness.config.experiment_schema import Training
 from harness.data.text import prepare_text
-from harness.files import write_json
 from harness.interchange.weights import publish
 from harness.interchange.write_config import write_config
+from harness.measurement.benchmark import benchmark_parser, parse_options, write_report
 from harness.measurement.optimizer_step import timed
-from harness.records.provenance import environment
 from harness.torchvision_import import import_torchvision
 from harness.training.compilation import set_float32_products
 from harness.training.step import TrainingStep
@@ -207,18 +205,12 @@ def _rates(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark, print the ratios and write everything as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=20, help="timed turns of each contender")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of a CPU")
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device: found 'cuda', but torch sees no GPU; expected 'cpu'")
-    for name in ("rounds", "threads"):
-        smallest = min(np.atleast_1d(getattr(options, name)))
-        if smallest < 1:
-            parser.error(f"--{name}: found {smallest}, expected at least 1")
+    options = parse_options(parser, arguments)
+    if min(options.threads) < 1:
+        parser.error(f"--threads: found {min(options.threads)}, expected at least 1")
     results = []
     for threads in options.threads if options.device == "cpu" else [torch.get_num_threads()]:
         torch.set_num_threads(threads)
@@ -226,11 +218,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results.append(measure(size, options.rounds, torch.device(options.device)))
     report = {
         "results": results,
-        "rounds": options.rounds,
         "steps_per_round": STEPS,
-        "environment": environment(),
+        "threads": options.threads,
     }
-    write_json(options.output, report)
+    write_report(options, report)
     shown = ("model", "threads", "ratio", "tokens_per_second", "utilization")
     print(json.dumps([{key: result[key] for key in shown} for result in results], indent=1))
 

@@ -3,14 +3,20 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.bundle import NODE_HAS
 from harness.errors import Interrupted, UserError
 
+if TYPE_CHECKING:
+    from harness.jobs.context import Context
+
 INTERRUPTED = 130
+# Adds one option to a command.
+Option = Callable[[argparse.ArgumentParser], None]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _context(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _context(options: argparse.Namespace) -> "Context":
     from harness.config.catalog import load_catalog
     from harness.jobs.context import Context
 
@@ -213,7 +219,7 @@ def unbundle(options: argparse.Namespace) -> None:
         raise UserError(str(error)) from None
 
 
-def _path(flag: str, default: str | None, text: str):  # type: ignore[no-untyped-def]
+def _path(flag: str, default: str | None, text: str) -> Option:
     def add(command: argparse.ArgumentParser) -> None:
         value = None if default is None else Path(default)
         command.add_argument(flag, type=Path, default=value, required=default is None, help=text)
@@ -221,28 +227,28 @@ def _path(flag: str, default: str | None, text: str):  # type: ignore[no-untyped
     return add
 
 
-def _text(flag: str, default: str | None, text: str):  # type: ignore[no-untyped-def]
+def _text(flag: str, default: str | None, text: str) -> Option:
     def add(command: argparse.ArgumentParser) -> None:
         command.add_argument(flag, default=default, required=default is None, help=text)
 
     return add
 
 
-def _names(flag: str, default: Sequence[str], text: str):  # type: ignore[no-untyped-def]
+def _names(flag: str, default: Sequence[str], text: str) -> Option:
     def add(command: argparse.ArgumentParser) -> None:
         command.add_argument(flag, nargs="*", default=default, metavar="NAME", help=text)
 
     return add
 
 
-def _folder(name: str, text: str):  # type: ignore[no-untyped-def]
+def _folder(name: str, text: str) -> Option:
     def add(command: argparse.ArgumentParser) -> None:
         command.add_argument(name, type=Path, metavar="FOLDER", help=text)
 
     return add
 
 
-_OPTIONS = {
+_OPTIONS: dict[str, Option] = {
     "config": _path("--config", "config", "folder of the configuration"),
     "results": _path("--results", "results", "folder of the results"),
     "scale": _text("--scale", os.environ.get("HARNESS_SCALE", "smoke"), "name in config/scales"),

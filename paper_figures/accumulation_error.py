@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.style import HEIGHT, WIDTH, colours
 
 ORDER = 71
@@ -37,7 +37,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
 
 
 def _draw(records: pd.DataFrame) -> Figure:
-    frame = records.assign(**{name: label(records, name) for name in LABELS})
+    frame = with_labels(records, *LABELS)
     # An exact sum has no place on a logarithmic axis.
     frame = frame[frame["value"] > 0]
     panels = frame.groupby("distribution", sort=False)

@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.style import WIDTH
 
 ORDER = 90
@@ -42,7 +42,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     for experiment, _ in results.with_metric(NON_FINITE):
         rows = results.of(experiment)
         rows = rows[rows["metric"].isin([METRIC, NON_FINITE])]
-        rows = rows.assign(**{name: label(rows, name) for name in LABELS})
+        rows = with_labels(rows, *LABELS)
         for place, some in rows.groupby(["model", "dataset", "optimizer"], sort=False):
             figures[".".join(["bit_flips", experiment, *place])] = (experiment, _draw(some))
     return figures

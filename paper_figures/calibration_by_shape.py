@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.style import WIDTH, colours
 
 ORDER = 61
@@ -35,7 +35,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
 
 def _draw(records: pd.DataFrame) -> Figure:
     names = ("rows", "columns", "coefficients")
-    frame = records.assign(**{name: label(records, name) for name in names})
+    frame = with_labels(records, *names)
     wide = frame.pivot_table(index=list(names), columns="metric", values="value", sort=False)
     wide = wide.reindex(columns=[ERROR, STABLE]).astype(float)
     shapes = list(dict.fromkeys((rows, columns) for rows, columns, _ in wide.index))

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.style import DASHES, WIDTH, colours
 
 ORDER = 91
@@ -32,7 +32,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     figures = {}
     for experiment, _ in results.with_metric(DETECTED):
         rows = results.of(experiment)
-        rows = rows.assign(**{name: label(rows, name) for name in LABELS})
+        rows = with_labels(rows, *LABELS)
         figures[f"checksum_coverage.{experiment}"] = (
             experiment,
             _draw(rows.astype({"value": float})),

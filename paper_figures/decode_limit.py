@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.style import WIDTH, colours
 
 ORDER = 84
@@ -39,7 +39,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     for experiment in results.plan["experiments"]:
         rows = results.of(experiment)
         rows = rows[rows["metric"].isin([METRIC, INPUT])]
-        rows = rows.assign(**{name: label(rows, name) for name in LABELS})
+        rows = with_labels(rows, *LABELS)
         if rows["input_value"].notna().any():
             figures[f"decode_limit.{experiment}"] = (experiment, _draw(rows))
     return figures

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.style import WIDTH, colours, dashes
 
 ORDER = 85
@@ -35,7 +35,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     figures = {}
     for experiment, _ in results.with_metric(WORTH):
         rows = results.of(experiment)
-        rows = rows.assign(**{name: label(rows, name) for name in LABELS})
+        rows = with_labels(rows, *LABELS)
         rows = rows.assign(value=rows["value"].astype(float))
         figures[f"decode_roofline.{experiment}"] = (experiment, _draw(rows))
     return figures

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.style import HEIGHT, WIDTH, colours, dashes
 
 ORDER = 51
@@ -29,7 +29,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
 def time_ratios(rows: pd.DataFrame) -> pd.DataFrame:
     """Return time over the baseline's in the same round (context and round x attention)."""
     keys = ("attention", "context", "round")
-    rows = rows.assign(**{name: label(rows, name) for name in keys})
+    rows = with_labels(rows, *keys)
     times = rows.pivot_table(index=["context", "round"], columns="attention", values="value",
                              sort=False).astype(float)  # fmt: skip
     return times.div(times[BASELINE], axis=0)

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.style import WIDTH, colours
 
 ORDER = 80
@@ -36,7 +36,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
         rows = results.of(experiment)
         rows = rows[rows["metric"] == METRIC]
         if not rows.empty:
-            rows = rows.assign(**{name: label(rows, name) for name in LABELS})
+            rows = with_labels(rows, *LABELS)
             figures[f"key_value_cache.{experiment}"] = (experiment, _draw(rows))
     return figures
 

@@ -6,7 +6,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.style import WIDTH, colours
 
 ORDER = 81.5
@@ -39,7 +39,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
         rows = results.of(experiment)
         rows = rows[rows["metric"].isin([METRIC, DEVICE])]
         if not rows.empty:
-            rows = rows.assign(**{name: label(rows, name) for name in LABELS})
+            rows = with_labels(rows, *LABELS)
             figures[f"model_memory.{experiment}"] = (experiment, _draw(rows))
     return figures
 

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.style import WIDTH, colours, dashes
 
 ORDER = 86
@@ -29,7 +29,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     for experiment in results.plan["experiments"]:
         rows = results.of(experiment)
         if (rows["metric"] == SIZED).any():
-            rows = rows.assign(**{name: label(rows, name) for name in LABELS})
+            rows = with_labels(rows, *LABELS)
             figures[f"network_topologies.{experiment}"] = (experiment, _draw(rows))
     return figures
 

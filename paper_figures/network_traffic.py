@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.style import WIDTH, colours
 
 ORDER = 87
@@ -62,7 +62,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
         rows = results.of(experiment)
         if (rows["metric"] == SHARE).any():
             rows = rows.assign(value=rows["value"].astype(float))
-            rows = rows.assign(**{name: label(rows, name) for name in LABELS})
+            rows = with_labels(rows, *LABELS)
             figures[f"network_traffic.{experiment}"] = (experiment, _draw(rows))
     return figures
 

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from harness.records.statistics import mean_over_seeds
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.style import WIDTH, colours
 
 ORDER = 70
@@ -30,7 +30,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
 
 
 def _draw(records: pd.DataFrame) -> Figure:
-    frame = records.assign(**{name: label(records, name) for name in LABELS})
+    frame = with_labels(records, *LABELS)
     frame["row"] = [_row(*place) for place in zip(*(frame[n] for n in LABELS[:3]), strict=True)]
     order = list(frame.groupby("row")["value"].mean().sort_values().index)
     distributions = list(dict.fromkeys(frame["distribution"]))

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.style import WIDTH, colours
 
 ORDER = 83
@@ -29,7 +29,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
         rows = results.of(experiment)
         rows = rows[rows["metric"].isin([BUBBLE, LONGEST])]
         if not rows.empty:
-            rows = rows.assign(**{name: label(rows, name) for name in LABELS})
+            rows = with_labels(rows, *LABELS)
             figures[f"pipeline_bubbles.{experiment}"] = (experiment, _draw(_largest(rows)))
     return figures
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from seaborn import set_hls_values
 
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.style import WIDTH, colours
 
 ORDER = 82
@@ -47,7 +47,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
 
 def _tasks(rows: pd.DataFrame) -> pd.DataFrame:
     """Return a row per task, with its start and end."""
-    rows = rows.assign(**{name: label(rows, name) for name in LABELS})
+    rows = with_labels(rows, *LABELS)
     tasks = rows.pivot_table(index=list(LABELS), columns="metric", values="value", sort=False)
     return tasks.astype(float).rename(columns={START: "start", END: "end"}).reset_index()
 

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.style import WIDTH, colours
 
 ORDER = 81
@@ -28,7 +28,7 @@ def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     for experiment in results.plan["experiments"]:
         rows = results.of(experiment)
         rows = rows[rows["metric"] == METRIC]
-        rows = rows.assign(**{name: label(rows, name) for name in LABELS})
+        rows = with_labels(rows, *LABELS)
         rows = rows[rows["prediction"] == "left out"]
         printed = rows[rows["method"] == "printed"].set_index("model")["value"].sort_values()
         if not printed.empty:

@@ -16,7 +16,7 @@ from harness.measurement.optimizer_step import WARMUP_ROUNDS, timed
 from harness.numerics.bit_flips import bit_names
 from harness.numerics.checksummed import Bound, checksummed_product, extra_operations, product
 from harness.numerics.format_evidence import DISTRIBUTIONS
-from harness.systems.records import Record, record
+from harness.records.record import Record, record
 
 DType = Literal["float32", "bfloat16"]
 Distribution = Literal["normal", "uniform", "laplace", "student_t4", "normal_times_lognormal"]

@@ -17,6 +17,7 @@ from harness.measurement.optimizer_step import WARMUP_ROUNDS, timed
 from harness.models.cache import Cache, CacheForm
 from harness.models.counts import total_parameters
 from harness.models.decoder import Decoder
+from harness.records.record import record
 
 # Steps of one timed sample; a GPU's step is too short to time alone.
 STEPS_PER_SAMPLE = 8
@@ -109,8 +110,13 @@ def decode_speed(
     for name, (model, cache) in contenders.items():
         weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
         records += [
-            _record("decode/cache_bytes_per_token", cache.nbytes / (batch * capacity), "B", name),
-            _record("decode/weight_bytes", weight_bytes, "B", name),
+            record(
+                "decode/cache_bytes_per_token",
+                cache.nbytes / (batch * capacity),
+                "B",
+                attention=name,
+            ),
+            record("decode/weight_bytes", weight_bytes, "B", attention=name),
         ]
     for context in contexts:
         samples = {
@@ -121,7 +127,7 @@ def decode_speed(
             for name, sample in samples.items():
                 seconds = timed(sample, device) / STEPS_PER_SAMPLE
                 if round_ >= 0:
-                    records.append(_record("decode/time_per_token", seconds, "s", name,
+                    records.append(record("decode/time_per_token", seconds, "s", attention=name,
                                            context=context, batch=batch, round=round_))  # fmt: skip
         if device.type == "cuda":
             records += _energy(samples, device, context, batch)
@@ -134,13 +140,9 @@ def _energy(
     for name, sample in samples.items():
         joules = energy_of(sample, device, ENERGY_SECONDS)
         if joules is not None:
-            yield _record("decode/energy_per_token", joules / (STEPS_PER_SAMPLE * batch), "J", name,
-                          context=context, batch=batch)  # fmt: skip
-
-
-def _record(metric: str, value: float, unit: str, attention: str, **labels: int) -> dict[str, Any]:
-    return {"metric": metric, "value": value, "unit": unit,
-            "labels": {"attention": attention, **labels}}  # fmt: skip
+            per_token = joules / (STEPS_PER_SAMPLE * batch)
+            yield record("decode/energy_per_token", per_token, "J",
+                         attention=name, context=context, batch=batch)  # fmt: skip
 
 
 def _contenders(

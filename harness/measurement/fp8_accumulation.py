@@ -24,15 +24,15 @@ from harness.config.base import validate
 from harness.config.decoder_schema import Fp8
 from harness.errors import UserError, closest
 from harness.models.fp8 import fp8_backend, hardware_product
-from harness.numerics.accumulation import Accumulator, accumulate
+from harness.numerics.accumulation import Accumulator, accumulate, sum_errors
 from harness.numerics.format_evidence import DISTRIBUTIONS
 from harness.numerics.formats import E4M3
 from harness.numerics.scaling import Quantized, quantize
+from harness.records.record import Record, record
 
 RECIPE = Fp8(scaling="tensor")
 # What Hopper keeps and adds at once, and DeepSeek-V3's interval: 4 instructions of 32 products.
 FRACTION_BITS, ALIGN, PROMOTION = 13, 32, 128
-Record = dict[str, Any]
 
 _Sizes = Annotated[list[PositiveInt], Field(min_length=1)]
 _Seeds = Annotated[list[NonNegativeInt], Field(min_length=1)]
@@ -87,9 +87,9 @@ def fp8_accumulation(
     records = [_record("supported", 1.0, {})]
     for name, length, seed in product(distributions, lengths, seeds):
         left_DK, right_DK = (side.to(device) for side in operands(name, dots, length, seed))
-        for record in compare(left_DK, right_DK):
-            labels = {"length": length, "distribution": name, **record.pop("labels")}
-            records.append(record | {"labels": labels, "seed": seed})
+        for row in compare(left_DK, right_DK):
+            labels = {"length": length, "distribution": name, **row["labels"]}
+            records.append(row | {"labels": labels, "seed": seed})
     return records
 
 
@@ -116,7 +116,7 @@ def compare(left_DK: Tensor, right_DK: Tensor) -> list[Record]:
     for promotion, measure in MEASURED.items():
         measured_D = measure(left_DK, right_DK).double()
         labels = {"promotion": promotion, "method": "measured"}
-        records += [_record(m, v, labels) for m, v in errors(measured_D, exact_D).items()]
+        records += [_record(m, v, labels) for m, v in sum_errors(measured_D, exact_D).items()]
         if promotion == "library":
             # Its interval is not documented.
             continue
@@ -124,20 +124,10 @@ def compare(left_DK: Tensor, right_DK: Tensor) -> list[Record]:
         emulated_D = accumulate(products_DK, Accumulator(FRACTION_BITS, ALIGN, interval))
         labels = {"promotion": promotion, "method": "emulated",
                   "fraction_bits": FRACTION_BITS, "align": ALIGN}  # fmt: skip
-        records += [_record(m, v, labels) for m, v in errors(emulated_D, exact_D).items()]
+        records += [_record(m, v, labels) for m, v in sum_errors(emulated_D, exact_D).items()]
         equal = (measured_D.float() == emulated_D.float()).double().mean().item()
         records.append(_record("equal_to_emulation", equal, {"promotion": promotion}))
     return records
-
-
-def errors(found_D: Tensor, exact_D: Tensor) -> dict[str, float]:
-    """Return largest error, Frobenius error and bias of sums, each relative to the exact ones."""
-    error_D = found_D - exact_D
-    return {
-        "max_error": (error_D.abs().max() / exact_D.abs().max()).item(),
-        "frobenius_error": (error_D.norm() / exact_D.norm()).item(),
-        "bias": ((error_D * exact_D.sign()).sum() / exact_D.abs().sum()).item(),
-    }
 
 
 def _product(left_DK: Tensor, right_DK: Tensor, *, fast: bool) -> Tensor:
@@ -174,4 +164,4 @@ MEASURED: dict[str | int, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _record(metric: str, value: float, labels: dict[str, Any]) -> Record:
-    return {"metric": f"tensor_cores/{metric}", "value": value, "unit": "1", "labels": labels}
+    return record(f"tensor_cores/{metric}", value, "1", **labels)

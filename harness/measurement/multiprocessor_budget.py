@@ -25,6 +25,7 @@ from harness.errors import UserError
 from harness.measurement.green_contexts import Budget, green_budgets
 from harness.measurement.optimizer_step import WARMUP_ROUNDS, timed
 from harness.models.fp8 import ALIGNMENT, fp8_backend
+from harness.records.record import Record, record
 
 # Products of one timed sample: waiting for a GPU takes as long as a small one.
 CALLS = 20
@@ -32,7 +33,6 @@ TERA = 1e12
 
 Precision = Literal["bfloat16", "fp8"]
 Shape = Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]
-Record = dict[str, Any]
 
 
 def multiprocessor_budget(
@@ -190,4 +190,4 @@ def _unsupported(**labels: str) -> Record:
 
 
 def _record(metric: str, value: float, unit: str = "1", **labels: Any) -> Record:
-    return {"metric": f"gemm/{metric}", "value": value, "unit": unit, "labels": labels}
+    return record(f"gemm/{metric}", value, unit, **labels)

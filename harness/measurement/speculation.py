@@ -25,6 +25,7 @@ from harness.evaluation.speculative import (
 )
 from harness.measurement.optimizer_step import WARMUP_ROUNDS, timed
 from harness.models.decoder import Decoder
+from harness.records.record import record
 
 MODES = {"greedy": GREEDY, "sampled": Sampling(temperature=1.0)}
 # Steps of one timed sample; a GPU's step is too short to time alone.
@@ -105,7 +106,7 @@ def measure_speculation(
 
 
 def _record(metric: str, value: float, **labels: str | int) -> dict[str, Any]:
-    return {"metric": f"mtp/{metric}", "value": value, "unit": "1", "labels": labels}
+    return record(f"mtp/{metric}", value, "1", **labels)
 
 
 def _acceptance(results: Iterable[SpeculativeGeneration]) -> list[float]:

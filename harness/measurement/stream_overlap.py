@@ -21,11 +21,11 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from harness.config.base import validate
 from harness.errors import UserError
 from harness.measurement.optimizer_step import WARMUP_ROUNDS
+from harness.records.record import Record, record
 from harness.systems.overlap import speedup
 
 Kind = Literal["gemm", "device_to_device", "host_to_device"]
 Pair = tuple[Kind, Kind]
-Record = dict[str, Any]
 
 MEBIBYTE = 2**20
 # Before what is timed, the GPU spins while the host submits all of it: 10 ms at about 2 GHz.
@@ -132,7 +132,7 @@ def records_of(times: Times, **labels: str | float) -> list[Record]:
 
 
 def _record(metric: str, value: float, unit: str, **labels: str | float) -> Record:
-    return {"metric": f"streams/{metric}", "value": value, "unit": unit, "labels": labels}
+    return record(f"streams/{metric}", value, unit, **labels)
 
 
 def _works(sizes: Sequence[int], nbytes: int, device: torch.device) -> Mapping[str, Any]:

@@ -51,8 +51,7 @@ class Dispatch:
     @property
     def tokens_R(self) -> Tensor:
         """The token of each row; any for rows that fill up."""
-        tokens, choices = self.rows_NK.shape
-        return (self.order_R // choices).clamp_max(tokens - 1)
+        return _tokens(self.order_R, self.rows_NK)
 
 
 def dispatch(experts_NK: Tensor, n_experts: int) -> Dispatch:
@@ -189,6 +188,11 @@ def segmented(x_AD: Tensor, weights: Weights, ends: Sequence[int], fp8: Fp8 | No
     return torch.cat([*outputs, torch.zeros_like(dropped_AD, dtype=outputs[0].dtype)])
 
 
+def _tokens(order_R: Tensor, rows_NK: Tensor) -> Tensor:
+    tokens, choices = rows_NK.shape
+    return (order_R // choices).clamp_max(tokens - 1)
+
+
 class _Spread(torch.autograd.Function):
     """Each assignment's token; the gradient sums the rows of a token without atomic additions."""
 
@@ -212,8 +216,7 @@ class _Collect(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y_RD: Tensor, weights_NK: Tensor, plan: Dispatch) -> Tensor:
-        ctx.plan = plan
-        ctx.save_for_backward(y_RD, weights_NK)
+        ctx.save_for_backward(y_RD, weights_NK, plan.order_R, plan.rows_NK)
         return F.embedding_bag(
             plan.rows_NK, y_RD, mode="sum", per_sample_weights=weights_NK.to(y_RD.dtype)
         )
@@ -221,9 +224,9 @@ class _Collect(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_ND: Tensor) -> tuple[Tensor, Tensor, None]:
-        y_RD, weights_NK = ctx.saved_tensors
-        gradient_RD = gradient_ND.index_select(0, ctx.plan.tokens_R)
+        y_RD, weights_NK, order_R, rows_NK = ctx.saved_tensors
+        gradient_RD = gradient_ND.index_select(0, _tokens(order_R, rows_NK))
         along_R = (gradient_RD * y_RD).sum(dim=-1, dtype=weights_NK.dtype)
         # Rows that fill up weigh nothing.
-        weights_R = F.pad(weights_NK.flatten(), (0, 1))[ctx.plan.order_R].to(y_RD.dtype)
-        return gradient_RD.mul_(weights_R.unsqueeze(-1)), along_R[ctx.plan.rows_NK], None
+        weights_R = F.pad(weights_NK.flatten(), (0, 1))[order_R].to(y_RD.dtype)
+        return gradient_RD.mul_(weights_R.unsqueeze(-1)), along_R[rows_NK], None

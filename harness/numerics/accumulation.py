@@ -85,3 +85,13 @@ def _truncate(x: Tensor, largest: Tensor, fraction_bits: int) -> Tensor:
     """Return ``x`` towards zero to ``fraction_bits`` below the leading bit of ``largest``."""
     spacing = binade(largest).clamp_min(torch.finfo(largest.dtype).tiny) * 2.0**-fraction_bits
     return torch.trunc(x / spacing) * spacing
+
+
+def sum_errors(found_D: Tensor, exact_D: Tensor) -> dict[str, float]:
+    """Return largest error, Frobenius error and bias of sums, each relative to the exact ones."""
+    error_D = found_D - exact_D
+    return {
+        "max_error": (error_D.abs().max() / exact_D.abs().max()).item(),
+        "frobenius_error": (error_D.norm() / exact_D.norm()).item(),
+        "bias": ((error_D * exact_D.sign()).sum() / exact_D.abs().sum()).item(),
+    }

@@ -14,9 +14,10 @@ from harness.config.base import validate
 from harness.errors import UserError, closest
 from harness.measurement.optimizer_step import WARMUP_ROUNDS, timed
 from harness.numerics import logfmt
-from harness.numerics.accumulation import Accumulator, accumulate
+from harness.numerics.accumulation import Accumulator, accumulate, sum_errors
 from harness.numerics.formats import E4M3, FORMATS
 from harness.numerics.scaling import dequantize, fake_quantize, quantize, round_in_tiles
+from harness.records.record import record
 
 Scaling = Literal["tensor", "tile", "tile_power_of_two"]
 
@@ -76,7 +77,7 @@ def format_signal_to_noise(
             labels = {"format": name, "scaling": scaling, "distribution": distribution,
                       "tile": tile}  # fmt: skip
             decibels = 10 * torch.log10(ratio).item()
-            records.append(_record("format/signal_to_noise", decibels, "dB", labels, seed))
+            records.append(record("format/signal_to_noise", decibels, "dB", seed=seed, **labels))
     return records
 
 
@@ -119,8 +120,8 @@ def logfmt_rounding_bias(
                 labels = {"bits": number, "tile": tile, "distribution": distribution,
                           "rounding": rounding}  # fmt: skip
                 records += [
-                    _record("logfmt/rounding_bias", bias, "1", labels, seed),
-                    _record("logfmt/absolute_rounding_bias", abs(bias), "1", labels, seed),
+                    record("logfmt/rounding_bias", bias, "1", seed=seed, **labels),
+                    record("logfmt/absolute_rounding_bias", abs(bias), "1", seed=seed, **labels),
                 ]
     return records
 
@@ -175,8 +176,8 @@ def accumulation_error(
         for (bits, promotion), sums in zip(hardware, found, strict=True):
             labels = {"length": length, "fraction_bits": bits, "promotion": promotion,
                       "align": align, "distribution": name}  # fmt: skip
-            for metric, value in _errors(sums, exact).items():
-                records.append(_record(f"accumulation/{metric}", value, "1", labels, seed))
+            for metric, value in sum_errors(sums, exact).items():
+                records.append(record(f"accumulation/{metric}", value, "1", seed=seed, **labels))
     return records
 
 
@@ -227,10 +228,10 @@ def codec_cost(
         for name, time in seconds.items():
             labels = {"codec": name, "tile": tile, "rows": rows, "columns": columns,
                       "round": round_}  # fmt: skip
-            records.append(_record("codec/time", time, "s", labels))
+            records.append(record("codec/time", time, "s", **labels))
             if name != "copy":
                 ratio = time / seconds["copy"]
-                records.append(_record("codec/time_over_copy", ratio, "1", labels))
+                records.append(record("codec/time_over_copy", ratio, "1", **labels))
     return records
 
 
@@ -297,15 +298,6 @@ def _dot_products(
     return torch.cat(exact), [torch.cat(sums) for sums in found]
 
 
-def _errors(found: Tensor, exact: Tensor) -> dict[str, float]:
-    error = found - exact
-    return {
-        "max_error": (error.abs().max() / exact.abs().max()).item(),
-        "frobenius_error": (error.norm() / exact.norm()).item(),
-        "bias": ((error * exact.sign()).sum() / exact.abs().sum()).item(),
-    }
-
-
 def _code_and_back(x: Tensor, format: str, tile: int) -> Tensor:
     if format.startswith("logfmt"):
         codes = logfmt.encode(x, int(format.removeprefix("logfmt")), tile)
@@ -319,10 +311,3 @@ def _names(names: Sequence[str], valid: Sequence[str] | dict[str, Any], where: s
         if name not in valid:
             raise UserError(f"{where}: found '{name}'{closest(name, valid)}")
     return list(dict.fromkeys(names))
-
-
-def _record(
-    metric: str, value: float, unit: str, labels: dict[str, Any], seed: int | None = None
-) -> dict[str, Any]:
-    record = {"metric": metric, "value": value, "unit": unit, "labels": labels}
-    return record if seed is None else record | {"seed": seed}

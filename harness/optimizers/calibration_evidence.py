@@ -14,6 +14,7 @@ from harness.numerics.polynomial_fit import ObjectiveName, fit
 from harness.numerics.singular_values import gaussian_singular_values
 from harness.numerics.stability import stable_up_to
 from harness.optimizers.calibration import PUBLISHED, Shape
+from harness.records.record import record
 
 _Seeds = Annotated[list[NonNegativeInt], Field(min_length=1)]
 
@@ -87,7 +88,7 @@ def _coefficients(triple: Triple, labels: dict[str, Any]) -> Iterator[dict[str, 
 
 
 def _record(name: str, value: float, labels: dict[str, Any]) -> dict[str, Any]:
-    return {"metric": f"orthogonalization/{name}", "value": value, "unit": "1", "labels": labels}
+    return record(f"orthogonalization/{name}", value, "1", **labels)
 
 
 def _checked_shapes(shapes: Sequence[Sequence[int]]) -> list[Shape]:

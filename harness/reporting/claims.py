@@ -17,7 +17,7 @@ from harness.config.claims_schema import (
 )
 from harness.files import write_atomically
 from harness.records.statistics import Estimate, mean_over_seeds, paired_difference
-from harness.reporting.results import Results, Sweep, label
+from harness.reporting.results import Results, Sweep, label, with_labels
 
 Verdict = Literal["reproduced", "direction reproduced", "unresolved", "contradicted", "not run"]
 VERDICTS: tuple[Verdict, ...] = (
@@ -129,7 +129,7 @@ def _label_comparisons(evidence: LabelEvidence, results: Results) -> Iterator[tu
     rows = rows.assign(side=label(rows, evidence.label).map(str))
     for name in evidence.each:
         if name not in FACTORS:
-            rows = rows.assign(**{name: label(rows, name)})
+            rows = with_labels(rows, name)
     # Without any key to tell rows apart, all of them are one group.
     for key, group in rows.groupby(evidence.each or (lambda _: ""), sort=True):
         means = group.groupby(["side", "seed"])["value"].mean()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from harness.reporting.recorded import LAYERS, precision_estimates
-from harness.reporting.results import Results, Sweep, label
+from harness.reporting.results import Results, Sweep, with_labels
 from harness.reporting.table import Table, interval
 
 ERROR = "orthogonalization/error"
@@ -48,7 +48,7 @@ def shape_tables(results: Results, experiment: str) -> Iterator[Table]:
     records = records[records["metric"].str.startswith("orthogonalization/")]
     if records.empty:
         return
-    records = with_labels(records, ["rows", "columns", "coefficients"])
+    records = with_labels(records, "rows", "columns", "coefficients")
     for (rows, columns), some in records.groupby(["rows", "columns"], sort=False):
         draws = some.loc[some["metric"] == ERROR, "seed"].nunique()
         yield Table(
@@ -71,7 +71,7 @@ def calibration_tables(results: Results) -> Iterator[Table]:
     records = results.of("calibration")
     if records.empty:
         return
-    frame = with_labels(records, CALIBRATION).fillna({"data": "-", "objective": "-"})
+    frame = with_labels(records, *CALIBRATION).fillna({"data": "-", "objective": "-"})
     frame["metric"] = frame["metric"].str.removeprefix("calibration/")
     users = frame.groupby(CALIBRATION)["optimizer"].agg(lambda names: ", ".join(sorted(set(names))))
     wide = frame.pivot_table(index=CALIBRATION, columns="metric", values="value")
@@ -101,11 +101,6 @@ def calibration_tables(results: Results) -> Iterator[Table]:
         numbers=wide,
         text=text,
     )
-
-
-def with_labels(records: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """Return the records with some of their labels as columns."""
-    return records.assign(**{name: label(records, name) for name in names})
 
 
 def _shape_cells(records: pd.DataFrame) -> dict[str, pd.DataFrame]:

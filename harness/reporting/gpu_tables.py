@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.table import Table
 
 PAIR = ["first", "second", "ratio"]
@@ -26,7 +26,7 @@ def gpu_tables(results: Results, experiment: str) -> Iterator[Table]:
 def labelled(rows: pd.DataFrame, metric: str, *names: str) -> pd.DataFrame:
     """Return the records of one metric with some of their labels as columns."""
     some = rows[rows["metric"] == metric]
-    return some.assign(**{name: label(some, name) for name in names})
+    return with_labels(some, *names)
 
 
 def _streams(rows: pd.DataFrame, experiment: str) -> Table:

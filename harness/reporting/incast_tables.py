@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.table import Table
 
 SHARE = "incast/victim_share"
@@ -25,7 +25,7 @@ def incast_tables(results: Results, experiment: str) -> Iterator[Table]:
     if not (rows["metric"] == SHARE).any():
         return
     names = ("queues", "control", "victim", "start", "senders", "method")
-    rows = rows.assign(**{name: label(rows, name) for name in names})
+    rows = with_labels(rows, *names)
     rows = rows[rows["queues"].notna() & rows["senders"].notna()]
     senders, start = rows["senders"].max(), rows["start"].max()
     shown = rows[(rows["senders"] == senders) & (rows["start"].isna() | (rows["start"] == start))]

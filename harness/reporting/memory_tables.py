@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.table import Table
 
 SIZES = ("memory/largest_micro_batch", "memory/largest_batch", "memory/largest_context")
@@ -20,8 +20,7 @@ def memory_tables(results: Results, experiment: str) -> Iterator[Table]:
     rows = rows[rows["metric"].str.startswith("memory/")]
     if rows.empty:
         return
-    rows = rows.assign(**{name: label(rows, name) for name in
-                          ("case", "part", "kind", "statistic", "devices")})  # fmt: skip
+    rows = with_labels(rows, "case", "part", "kind", "statistic", "devices")
     parts = rows[(rows["metric"] == "memory/of") & (rows["statistic"] == "largest")]
     yield _kinds(experiment, rows, parts)
     yield _parts(experiment, parts)

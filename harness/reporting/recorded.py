@@ -3,7 +3,7 @@
 import pandas as pd
 
 from harness.records.statistics import Estimate, mean_over_seeds
-from harness.reporting.results import Sweep, label
+from harness.reporting.results import Sweep, with_labels
 
 STEADY_ERROR = "orthogonalization/steady_error"
 # Kinds of layers in the order of the published figure.
@@ -18,7 +18,7 @@ LAYERS = {
 def recorded(sweep: Sweep, metric: str, labels: tuple[str, ...]) -> pd.DataFrame:
     """Return the rows of ``metric`` with their labels as columns."""
     rows = sweep.records[sweep.records["metric"] == metric]
-    return rows.assign(**{name: label(rows, name) for name in labels})
+    return with_labels(rows, *labels)
 
 
 def shown_optimizer(rows: pd.DataFrame) -> str | None:

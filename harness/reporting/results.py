@@ -203,3 +203,8 @@ class Results:
 def label(records: pd.DataFrame, name: str) -> pd.Series:
     """Return one label of every record, None where it has no such label."""
     return records["labels"].map(lambda text: json.loads(text).get(name))
+
+
+def with_labels(records: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """Return records with some of their labels as columns."""
+    return records.assign(**{name: label(records, name) for name in names})

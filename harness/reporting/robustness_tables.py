@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from harness.reporting.results import Results, label
+from harness.reporting.results import Results, with_labels
 from harness.reporting.table import Table
 
 PERCENT = 100.0
@@ -17,7 +17,7 @@ def fault_tables(results: Results, experiment: str) -> Iterator[Table]:
     rows = rows[rows["metric"].isin(["fault/harmful", "fault/non_finite"])]
     if rows.empty:
         return
-    rows = rows.assign(**{name: label(rows, name) for name in (*CONDITION, "bit")})
+    rows = with_labels(rows, *CONDITION, "bit")
     for place, some in rows.groupby(["model", "dataset", "optimizer"], sort=False):
         numbers = pd.DataFrame([
             dict(zip(CONDITION, condition, strict=True)) | _harm(those)
@@ -65,7 +65,7 @@ def checksum_tables(results: Results, experiment: str) -> Iterator[Table]:
     if "checksum/harmful_detected" not in set(rows["metric"]):
         return
     rows = rows.astype({"value": float})
-    rows = rows.assign(**{name: label(rows, name) for name in ("bound", "dtype", "size")})
+    rows = with_labels(rows, "bound", "dtype", "size")
     yield _coverage(rows, experiment)
     yield _cost(rows, experiment)
 

@@ -8,8 +8,10 @@ import torch
 from harness.config.decoder_schema import DecoderSpec, MultiHeadLatentAttention
 from harness.models.cache import CacheForm
 from harness.models.counts import CacheContent, cached_elements
+from harness.records.record import Record, record
 from harness.systems.built import on_meta
-from harness.systems.printed import Models, Record, Table, ratios, record
+from harness.systems.decoders import Models
+from harness.systems.printed import Table, ratios
 
 BFLOAT16_BYTES = 2
 # FlashMLA's cache: the latent in E4M3 with a float32 scale per 128 values, the rotary key as it is.
@@ -38,18 +40,20 @@ def key_value_cache(models: Models, table: Table) -> Iterator[Record]:
         for content, form, method, layer in _layer_bytes(spec):
             labels = {"content": content, "format": form, "method": method}
             value = spec.num_hidden_layers * layer
-            yield record("cache/bytes_per_token_and_layer", layer, "B", name, **labels)
-            yield record("cache/bytes_per_token", value, "B", name, **labels)
+            yield record("cache/bytes_per_token_and_layer", layer, "B", model=name, **labels)
+            yield record("cache/bytes_per_token", value, "B", model=name, **labels)
             if content == served_content(spec):
                 bytes_of.setdefault((form, method), {})[name] = value
     bytes_of["bfloat16", "printed"] = table.printed
     for name, value in table.printed.items():
         content = served_content(models[name])
-        yield record("cache/bytes_per_token", value, "B", name,
+        yield record("cache/bytes_per_token", value, "B", model=name,
                      content=content, format="bfloat16", method="printed")  # fmt: skip
     for (form, method), values in bytes_of.items():
         for first, over, ratio in ratios(table, values, bytes_of["bfloat16", method]):
-            yield record("cache/ratio", ratio, "1", first, over=over, format=form, method=method)
+            yield record(
+                "cache/ratio", ratio, "1", model=first, over=over, format=form, method=method
+            )
 
 
 def served_content(spec: DecoderSpec) -> CacheContent:
@@ -65,7 +69,7 @@ def _contents(spec: DecoderSpec) -> tuple[CacheContent, ...]:
 def _elements(name: str, spec: DecoderSpec) -> Iterator[Record]:
     for content in _contents(spec):
         elements = spec.num_hidden_layers * cached_elements(spec, content)
-        yield record("cache/elements_per_token", elements, "1", name, content=content)
+        yield record("cache/elements_per_token", elements, "1", model=name, content=content)
 
 
 def _layer_bytes(spec: DecoderSpec) -> Iterator[tuple[str, str, str, float]]:

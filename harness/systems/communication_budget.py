@@ -12,8 +12,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from harness.config.base import Spec, validate
 from harness.config.decoder_schema import DecoderSpec
 from harness.errors import UserError
+from harness.records.record import Record, record
 from harness.systems.layer_products import layer_products
-from harness.systems.records import Record, record
 from harness.systems.wave_quantization import Product, Tile, efficiency, product_time
 
 WHERE = "communication_budget"

@@ -11,11 +11,11 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from harness.config.base import Spec, validate
 from harness.errors import UserError, closest
+from harness.records.record import Record, record
 
 MICRO_BATCHES = 2
 TRANSFERS_PER_LAYER = 2
 MICROSECONDS, MILLISECONDS, GIGABYTE = 1e6, 1e3, 1e9
-Record = dict[str, Any]
 Quantity = Literal["communication", "time_per_token", "tokens_per_second"]
 UNITS: dict[Quantity, str] = {
     "communication": "us",
@@ -161,7 +161,7 @@ def _changed(base: Deployment, changes: Mapping[str, Any], where: str) -> Deploy
 def _inputs(deployments: Mapping[str, Deployment]) -> Iterator[Record]:
     for name, deployment in deployments.items():
         for key, value in deployment:
-            yield _record("limit/input", value, INPUT_UNITS.get(key, "1"), case=name, input=key)
+            yield record("limit/input", value, INPUT_UNITS.get(key, "1"), case=name, input=key)
 
 
 def _cases(
@@ -179,7 +179,7 @@ def _served(deployment: Deployment, production: Production) -> Iterator[Record]:
         labels = {"case": production.case, "service": name}
         yield _limit("tokens_per_second", value, method="production", **labels)
         ratio = limits(deployment)["tokens_per_second"] / value
-        yield _record("limit/over_production", ratio, "1", **labels)
+        yield record("limit/over_production", ratio, "1", **labels)
 
 
 def limits(deployment: Deployment) -> dict[Quantity, float]:
@@ -214,21 +214,17 @@ def _transfers(name: str, published: Transfers) -> Iterator[Record]:
         for ranks, measurement in measured.items():
             labels = {"source": name, "operation": operation, "ranks": ranks}
             time = measurement.microseconds
-            yield _record("transfer/time", time, "us", bandwidth="measured", **labels)
+            yield record("transfer/time", time, "us", bandwidth="measured", **labels)
             for bandwidth, rate in (("printed", measurement.gigabytes_per_second),
                                     ("line_rate", published.line_rate)):  # fmt: skip
                 closed = MICROSECONDS * transfer_time(
                     published.tokens, published.experts, published.hidden_size, per_value,
                     rate * GIGABYTE,
                 )  # fmt: skip
-                yield _record("transfer/time", closed, "us", bandwidth=bandwidth, **labels)
-                yield _record("transfer/over_measured", closed / time, "1", bandwidth=bandwidth,
+                yield record("transfer/time", closed, "us", bandwidth=bandwidth, **labels)
+                yield record("transfer/over_measured", closed / time, "1", bandwidth=bandwidth,
                               **labels)  # fmt: skip
 
 
 def _limit(quantity: Quantity, value: float, **labels: Any) -> Record:
-    return _record(f"limit/{quantity}", value, UNITS[quantity], **labels)
-
-
-def _record(metric: str, value: float, unit: str, **labels: Any) -> Record:
-    return {"metric": metric, "value": value, "unit": unit, "labels": labels}
+    return record(f"limit/{quantity}", value, UNITS[quantity], **labels)

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveFloat
 
 from harness.config.base import Spec, validate
-from harness.config.decoder_schema import DecoderSpec
 from harness.errors import UserError, closest
 from harness.models.counts import total_parameters
+from harness.records.record import Record, record
 from harness.systems.decode_roofline import (
     GIGA,
     Device,
@@ -18,8 +18,7 @@ from harness.systems.decode_roofline import (
     decode_step,
     draft_step,
 )
-from harness.systems.printed import Models
-from harness.systems.records import Record, record
+from harness.systems.decoders import Models, decoders_with_vocabulary
 
 WHERE = "decode_roofline"
 BITS = 8
@@ -92,7 +91,7 @@ def decode_roofline(
     Raises:
         UserError: If an argument is not as described.
     """
-    specs = {name: _decoder(name, data) for name, data in models.items()}
+    specs = decoders_with_vocabulary(models, WHERE)
     alone: Single = validate(Single, single, f"{WHERE}: single")
     service: Served = validate(Served, served, f"{WHERE}: served")
     said = validate(dict[str, Statement], statements, f"{WHERE}: statements")
@@ -106,14 +105,6 @@ def decode_roofline(
         *_implied(specs, alone, said),
         *_stacked(specs, alone, memories),
     ]
-
-
-def _decoder(name: str, data: Any) -> DecoderSpec:
-    where = f"{WHERE}: models: {name}"
-    spec: DecoderSpec = validate(DecoderSpec, data, where)
-    if spec.vocab_size is None:
-        raise UserError(f"{where}.vocab_size: found none, expected the model's own vocabulary")
-    return spec
 
 
 def _by_bandwidth(specs: Models, single: Single) -> Iterator[Record]:

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from harness.config.base import Spec, validate
+from harness.records.record import Record, record
 from harness.systems.failure_simulation import Cluster, failed_share, simulated_goodput
 from harness.systems.failures import (
     Recovery,
@@ -22,7 +23,6 @@ from harness.systems.failures import (
     spares_needed,
     young_interval,
 )
-from harness.systems.records import Record, record
 
 WHERE = "failures"
 Probability = Annotated[float, Field(gt=0, lt=1)]

@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from harness.config.base import Spec, validate
 from harness.config.decoder_schema import DecoderSpec, MixtureOfExperts
 from harness.errors import UserError
+from harness.records.record import Record, record
 from harness.systems.decode_limit import (
     GIGABYTE,
     MICROSECONDS,
@@ -24,7 +25,6 @@ from harness.systems.dequantization import scaling_share, scaling_time_share
 from harness.systems.message_costs import burst_time, fence_time, message_rate
 from harness.systems.multicast import SCHEMES, copies
 from harness.systems.network_latency import CROSS_LEAF_LINKS, Latency
-from harness.systems.records import Record, record
 from harness.systems.shared_link import DISCIPLINES, finish_times, lane_bandwidth, rate_beside
 from harness.systems.topologies import ThreeLayerFatTree, TwoLayerFatTree
 

@@ -19,10 +19,12 @@ from harness.models.counts import (
     total_parameters,
 )
 from harness.models.flops import decoder_training_flops
+from harness.records.record import Record, record
 from harness.systems.built import on_meta
 from harness.systems.cache_costs import key_value_cache
+from harness.systems.decoders import Models, decoders_with_vocabulary
 from harness.systems.node_routing import Routing, touched_nodes
-from harness.systems.printed import Models, Record, Table, ratios, record
+from harness.systems.printed import Table, ratios
 
 SECONDS_PER_DAY = 86400
 Attention = Literal["causal", "full"]
@@ -61,7 +63,7 @@ def model_costs(
     Raises:
         UserError: If an argument is not as described.
     """
-    specs = {name: _decoder(name, data) for name, data in models.items()}
+    specs = decoders_with_vocabulary(models, "model_costs")
     cached: Table = validate(Table, cache, "model_costs: cache")
     trained: TrainingTable = validate(TrainingTable, training, "model_costs: training")
     routed: Routing = validate(Routing, routing, "model_costs: routing")
@@ -73,14 +75,6 @@ def model_costs(
         *parameter_counts(specs),
         *touched_nodes(specs, routed),
     ]
-
-
-def _decoder(name: str, data: Any) -> DecoderSpec:
-    where = f"model_costs: models: {name}"
-    spec: DecoderSpec = validate(DecoderSpec, data, where)
-    if spec.vocab_size is None:
-        raise UserError(f"{where}.vocab_size: found none, expected the model's own vocabulary")
-    return spec
 
 
 def _known(table: Table, models: Models, where: str, more: Iterable[str] = ()) -> None:
@@ -116,7 +110,7 @@ def training_compute(models: Models, table: TrainingTable) -> Iterator[Record]:
             yield _operations(run.model, value, attention, "throughput")
     for method, values in (("closed_form", causal), ("printed", table.printed)):
         for first, over, ratio in ratios(table, values, values):
-            yield record("training/ratio", ratio, "1", first, over=over, method=method)
+            yield record("training/ratio", ratio, "1", model=first, over=over, method=method)
 
 
 def _gflop_per_token(
@@ -129,7 +123,7 @@ def _gflop_per_token(
 def _operations(
     model: str, value: float, attention: Attention, method: str, prediction: str = "left out"
 ) -> Record:
-    return record("training/flops_per_token", value, "GFLOP/token", model,
+    return record("training/flops_per_token", value, "GFLOP/token", model=model,
                   attention=attention, method=method, prediction=prediction)  # fmt: skip
 
 
@@ -152,4 +146,4 @@ def parameter_counts(models: Models) -> Iterator[Record]:
         ]
         values += [("of_part", count.total, {"part": part}) for part, count in parts.items()]
         for metric, value, labels in values:
-            yield record(f"parameters/{metric}", value / 1e9, "B parameters", name, **labels)
+            yield record(f"parameters/{metric}", value / 1e9, "B parameters", model=name, **labels)

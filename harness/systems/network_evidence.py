@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from harness.config.base import Spec, validate
 from harness.errors import UserError, closest
+from harness.records.record import Record, record
 from harness.systems.dragonfly import Dragonfly
 from harness.systems.network_cost import (
     Item,
@@ -29,7 +30,6 @@ from harness.systems.topologies import (
 )
 from harness.systems.topology_measures import diameter, flow_between_halves, spectral_bisection
 
-Record = dict[str, Any]
 Family = Annotated[
     TwoLayerFatTree | ThreeLayerFatTree | SlimFly | Dragonfly, Field(discriminator="kind")
 ]
@@ -81,7 +81,7 @@ def network_topologies(
         half, and a bound from below on any two halves; ``network/cost`` and
         ``network/cost_per_endpoint`` by ``method``, where the prices fit all printed costs, or all
         but the network's own; ``network/cost_at_size`` of smaller networks; ``network/fits`` and
-        ``network/price`` by ``model``, at both ends of what is possible; ``network/latency``; and
+        ``network/price`` by ``prices``, at both ends of what is possible; ``network/latency``; and
         relative differences.
 
     Raises:
@@ -128,7 +128,7 @@ def _sizes(
         for name, counts in sizes.items():
             for what in ("endpoints", "switches", "links"):
                 value = getattr(counts, what)
-                yield _record(f"topology/{what}", value, what, topology=name, method=method)
+                yield record(f"topology/{what}", value, what, topology=name, method=method)
 
 
 def _distances(
@@ -137,13 +137,13 @@ def _distances(
     """Yield diameters, and what fits between halves over what half of the endpoints can send."""
     for name, graph in graphs.items():
         family, half = families[name], graph.counts.endpoints / 2
-        yield _record("topology/diameter", diameters[name], "links", topology=name)
+        yield record("topology/diameter", diameters[name], "links", topology=name)
         if not isinstance(family, TwoLayerFatTree) or family.planes == 1:
             share = flow_between_halves(graph) / half
-            yield _record("topology/bisection", share, "1", topology=name, measure="largest_flow")
+            yield record("topology/bisection", share, "1", topology=name, measure="largest_flow")
         if isinstance(family, SlimFly | Dragonfly):
             share = spectral_bisection(graph) / half
-            yield _record("topology/bisection", share, "1", topology=name, measure="spectral_bound")
+            yield record("topology/bisection", share, "1", topology=name, measure="spectral_bound")
 
 
 def _costs(
@@ -162,12 +162,12 @@ def _costs(
         yield from _cost(name, family.counts, cost(family.counts, fitted), "fitted")
         for counts in family.sizes():
             value = cost(counts, fitted) / 1e6
-            yield _record("network/cost_at_size", value, "M$",
+            yield record("network/cost_at_size", value, "M$",
                           topology=name, endpoints=counts.endpoints)  # fmt: skip
     for name, row in rows.items():
-        yield _record("network/cost", float(row.cost), "M$", topology=name, method="printed")
+        yield record("network/cost", float(row.cost), "M$", topology=name, method="printed")
         each = float(row.cost_per_endpoint)
-        yield _record("network/cost_per_endpoint", each, "k$", topology=name, method="printed")
+        yield record("network/cost_per_endpoint", each, "k$", topology=name, method="printed")
         others = [one for other, one in seen.items() if other != name]
         ends = cost_range(families[name].counts, others, items)
         assert ends is not None, "a part of possible constraints"
@@ -179,16 +179,16 @@ def _costs(
 
 def _prices(model: str, items: tuple[Item, ...], seen: dict[str, Observation]) -> Iterator[Record]:
     vertices = price_range(seen.values(), items)
-    yield _record("network/fits", float(vertices is not None), "1", model=model)
+    yield record("network/fits", float(vertices is not None), "1", prices=model)
     for item, points in (vertices or {}).items():
         for end, point in zip(("least", "largest"), points, strict=True):
-            yield _record("network/price", point[item], "$", model=model, item=item, end=end)
+            yield record("network/price", point[item], "$", prices=model, item=item, end=end)
 
 
 def _cost(name: str, counts: Counts, value: float, method: str) -> Iterator[Record]:
     labels = {"topology": name, "method": method}
-    yield _record("network/cost", value / 1e6, "M$", **labels)
-    yield _record("network/cost_per_endpoint", value / counts.endpoints / 1e3, "k$", **labels)
+    yield record("network/cost", value / 1e6, "M$", **labels)
+    yield record("network/cost_per_endpoint", value / counts.endpoints / 1e3, "k$", **labels)
 
 
 def _relative(
@@ -205,7 +205,7 @@ def _relative(
         each = [float(rows[name].cost_per_endpoint) for name in (first, second)]
         values.append(("cost", "printed", each))
     for quantity, method, (one, other) in values:
-        yield _record("network/relative_difference", one / other - 1, "1", topology=first,
+        yield record("network/relative_difference", one / other - 1, "1", topology=first,
                       over=second, quantity=f"{quantity}_per_endpoint", method=method)  # fmt: skip
 
 
@@ -216,13 +216,9 @@ def _latencies(
     for kind, latency in kinds.items():
         for name, links in diameters.items():
             value = latency.through(links)
-            yield _record("network/latency", value, "us", network=kind, topology=name, links=links)
+            yield record("network/latency", value, "us", network=kind, topology=name, links=links)
         for first, second in pairs:
             if first in diameters and second in diameters:
                 one, other = (latency.through(diameters[name]) for name in (first, second))
-                yield _record("network/latency_difference", one / other - 1, "1",
+                yield record("network/latency_difference", one / other - 1, "1",
                               network=kind, topology=first, over=second)  # fmt: skip
-
-
-def _record(metric: str, value: float, unit: str, **labels: Any) -> Record:
-    return {"metric": metric, "value": value, "unit": unit, "labels": labels}

@@ -14,7 +14,8 @@ from torch import Tensor
 from harness.config.base import Spec
 from harness.config.decoder_schema import MixtureOfExperts
 from harness.models.routing import route
-from harness.systems.printed import Models, Record, record
+from harness.records.record import Record, record
+from harness.systems.decoders import Models
 
 
 class Routing(Spec):
@@ -49,7 +50,7 @@ def touched_nodes(models: Models, routing: Routing) -> Iterator[Record]:
             values += [(limit, "mean", "simulated", float(touched.double().mean())),
                        (limit, "max", "simulated", float(touched.max()))]  # fmt: skip
         for limit, statistic, method, value in values:
-            yield record("routing/nodes", value, "nodes", name,
+            yield record("routing/nodes", value, "nodes", model=name,
                          limit=limit, statistic=statistic, method=method)  # fmt: skip
 
 

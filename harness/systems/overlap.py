@@ -10,10 +10,10 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from harness.config.base import Spec, validate
+from harness.records.record import Record, record
 
 MICRO_BATCHES = 2
 Share = Annotated[float, Field(ge=0, le=1)]
-Record = dict[str, Any]
 
 
 class Grid(Spec):
@@ -129,7 +129,7 @@ def _simulated(name: str, layer: Layer) -> Iterator[Record]:
 
 def _traced(name: str, trace: Trace) -> Iterator[Record]:
     hidden = trace.overlapped / trace.communication
-    yield _record("overlap/hidden_share", hidden, trace=name)
+    yield record("overlap/hidden_share", hidden, "1", trace=name)
     for counted, communication in (("all kernels", trace.communication),
                                    ("transfers", trace.transfers)):  # fmt: skip
         value = (trace.compute + communication) / trace.span
@@ -139,8 +139,4 @@ def _traced(name: str, trace: Trace) -> Iterator[Record]:
 
 
 def _speedup(value: float, **labels: Any) -> Record:
-    return _record("overlap/speedup", value, **labels)
-
-
-def _record(metric: str, value: float, **labels: Any) -> Record:
-    return {"metric": metric, "value": value, "unit": "1", "labels": labels}
+    return record("overlap/speedup", value, "1", **labels)

@@ -1,14 +1,8 @@
-"""What was printed of a quantity, as arguments, and how a number becomes a record."""
-
-from typing import Any
+"""What was printed of a quantity, as arguments."""
 
 from pydantic import Field, PositiveFloat
 
 from harness.config.base import Spec
-from harness.config.decoder_schema import DecoderSpec
-
-Record = dict[str, Any]
-Models = dict[str, DecoderSpec]
 
 
 class Table(Spec):
@@ -18,11 +12,6 @@ class Table(Spec):
     ratios: list[tuple[str, str]] = Field(
         default_factory=list, description="pairs of models, the first over the second"
     )
-
-
-def record(metric: str, value: float, unit: str, model: str, **labels: str) -> Record:
-    """Return one number of a model as a record."""
-    return {"metric": metric, "value": value, "unit": unit, "model": model, "labels": labels}
 
 
 def ratios(

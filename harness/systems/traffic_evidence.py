@@ -12,8 +12,9 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from harness.config.base import Spec, validate
 from harness.errors import UserError
+from harness.records.record import Record, record
 from harness.systems.dispatch_traffic import Dispatch, Scheme, messages
-from harness.systems.network_evidence import Family, Record
+from harness.systems.network_evidence import Family
 from harness.systems.network_paths import Network
 from harness.systems.network_routing import Routing
 from harness.systems.traffic_scenarios import (
@@ -182,10 +183,10 @@ def _all_to_all(
             of = {"topology": name, "endpoints": network.endpoints, "routing": routing}
             for seed in _needed(seeds, routing):
                 share = all_to_all_bandwidth(network, routing, seed)
-                yield _record("traffic/all_to_all_share", share, "1", of, seed)
+                yield record("traffic/all_to_all_share", share, "1", seed=seed, **of)
             for senders in exchange.incast:
                 rate = speed.network * incast_rate(network, senders, routing, seeds[0])
-                yield _record("traffic/incast_rate", rate, "GB/s", of | {"senders": senders})
+                yield record("traffic/incast_rate", rate, "GB/s", **(of | {"senders": senders}))
 
 
 def _rails(
@@ -205,13 +206,13 @@ def _rails(
                 labels = of | {"network": "rails", "rails_change_by": change}
                 yield _bandwidth(over_rails * speed.network, labels, seed)
                 differences.append(over_planes / over_rails - 1)
-                yield _record("traffic/planes_over_rails", differences[-1], "1", labels, seed)
+                yield record("traffic/planes_over_rails", differences[-1], "1", seed=seed, **labels)
         largest = max(differences, key=abs)
-        yield _record("traffic/largest_difference", largest, "1", {"routing": routing})
+        yield record("traffic/largest_difference", largest, "1", routing=routing)
 
 
 def _bandwidth(value: float, labels: dict[str, Any], seed: int | None) -> Record:
-    return _record("traffic/algorithm_bandwidth", value, "GB/s", labels, seed)
+    return record("traffic/algorithm_bandwidth", value, "GB/s", seed=seed, **labels)
 
 
 def _rings(
@@ -224,11 +225,11 @@ def _rings(
             for groups in ringed.groups:
                 value = speed.network * group_bandwidth(times, groups)
                 labels = of | {"groups": groups}
-                yield _record("traffic/ring_bandwidth", value, "GB/s", labels, seed)
+                yield record("traffic/ring_bandwidth", value, "GB/s", seed=seed, **labels)
     for routing, values in ringed.read_off.items():
         for groups, value in values.items():
             labels = {"routing": routing, "groups": groups, "method": "read_off"}
-            yield _record("traffic/ring_bandwidth", value, "GB/s", labels)
+            yield record("traffic/ring_bandwidth", value, "GB/s", **labels)
 
 
 def _failures(failing: FailureArguments) -> Iterator[Record]:
@@ -236,8 +237,8 @@ def _failures(failing: FailureArguments) -> Iterator[Record]:
     for planes, failure, spread in product(failing.planes, what, how):
         share, joined = bandwidth_after(failing.network, planes, failure, spread)
         labels = {"planes": planes, "failure": failure, "spread": spread}
-        yield _record("traffic/share_after_failure", share, "1", labels)
-        yield _record("traffic/joined_pairs", joined, "1", labels)
+        yield record("traffic/share_after_failure", share, "1", **labels)
+        yield record("traffic/joined_pairs", joined, "1", **labels)
 
 
 def _dispatch(sent: DispatchArguments, speed: Bandwidths) -> Iterator[Record]:
@@ -245,27 +246,20 @@ def _dispatch(sent: DispatchArguments, speed: Bandwidths) -> Iterator[Record]:
         found = messages(sent.tokens, nodes, limited, scheme)
         limit = sent.tokens.node_limit if limited else "none"
         of = {"gpus": nodes * sent.tokens.gpus_per_node, "limit": limit, "scheme": scheme}
-        yield _record("dispatch/nodes", found.nodes, "nodes", of)
+        yield record("dispatch/nodes", found.nodes, "nodes", **of)
         for over in ("network", "nvlink"):
             value = getattr(found, over)
-            yield _record("dispatch/messages", value, "messages", of | {"over": over})
+            yield record("dispatch/messages", value, "messages", **(of | {"over": over}))
         tokens = found.token_bandwidth(speed.network, speed.nvlink)
-        yield _record("dispatch/token_bandwidth", tokens, "GB/s", of)
+        yield record("dispatch/token_bandwidth", tokens, "GB/s", **of)
         logical = {**of, "method": "simulated"}
-        yield _record("dispatch/logical_bandwidth", found.nodes * tokens, "GB/s", logical)
+        yield record("dispatch/logical_bandwidth", found.nodes * tokens, "GB/s", **logical)
     for operation, values in sent.printed.items():
         for nodes, value in values.items():
             gpus = nodes * sent.tokens.gpus_per_node
             labels = {"gpus": gpus, "operation": operation, "method": "printed"}
-            yield _record("dispatch/logical_bandwidth", value, "GB/s", labels)
+            yield record("dispatch/logical_bandwidth", value, "GB/s", **labels)
 
 
 def _needed(seeds: list[int], routing: Routing) -> list[int]:
     return seeds[:1] if routing in FIXED else seeds
-
-
-def _record(
-    metric: str, value: float, unit: str, labels: dict[str, Any], seed: int | None = None
-) -> Record:
-    record = {"metric": metric, "value": value, "unit": unit, "labels": labels}
-    return record if seed is None else record | {"seed": seed}

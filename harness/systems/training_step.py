@@ -13,7 +13,7 @@ from harness.config.base import Spec, validate
 from harness.config.decoder_schema import DecoderSpec
 from harness.errors import UserError, closest
 from harness.models.flops import decoder_training_flops
-from harness.systems.records import Record, record
+from harness.records.record import Record, record
 
 WHERE = "training_step"
 SECONDS_PER_DAY = 86400

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from harness.errors import UserError
 from harness.measurement import fp8_accumulation as module
-from harness.measurement.fp8_accumulation import compare, errors, fp8_accumulation, operands
-from harness.numerics.accumulation import Accumulator, accumulate
+from harness.measurement.fp8_accumulation import compare, fp8_accumulation, operands
+from harness.numerics.accumulation import Accumulator, accumulate, sum_errors
 from harness.numerics.format_evidence import accumulation_error
 
 ARGUMENTS = {"lengths": [256], "distributions": ["uniform"], "dots": 16, "seeds": [0]}
@@ -95,7 +95,7 @@ def test_the_library_is_asked_for_exact_sums_and_promotion_for_parts(hardware):
 
 
 def test_errors_of_known_sums():
-    found = errors(torch.tensor([1.5, -4.0]).double(), torch.tensor([2.0, -4.0]).double())
+    found = sum_errors(torch.tensor([1.5, -4.0]).double(), torch.tensor([2.0, -4.0]).double())
     assert found == {
         "max_error": 0.125,
         "frobenius_error": pytest.approx(0.5 / 20**0.5),

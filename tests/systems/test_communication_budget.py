@@ -1,13 +1,13 @@
 """Matrix products on fewer multiprocessors against list scheduling and the built model."""
 
 import heapq
-import json
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from record_values import assert_told_apart, only
 
 from harness.config.catalog import load_models
 from harness.config.yaml_file import read_yaml
@@ -34,12 +34,6 @@ def records() -> list[dict]:
     return communication_budget(**GIVEN)
 
 
-def only(records, metric, **labels) -> float:
-    [value] = [r["value"] for r in records
-               if r["metric"] == metric and r["labels"].items() >= labels.items()]  # fmt: skip
-    return value
-
-
 def scheduled(tiles: int, units: int) -> int:
     """Return when the last of equal tiles ends if each goes to the unit that is free first."""
     free = [0] * units
@@ -49,8 +43,7 @@ def scheduled(tiles: int, units: int) -> int:
 
 
 def test_no_two_records_are_told_apart_by_nothing(records):
-    keys = [(r["metric"], json.dumps(r["labels"], sort_keys=True)) for r in records]
-    assert len(set(keys)) == len(keys)
+    assert_told_apart(records)
 
 
 def test_tiles_of_the_published_example():

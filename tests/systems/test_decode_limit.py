@@ -1,11 +1,11 @@
 """The limit of expert-parallel decoding against its published numbers."""
 
-import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from record_values import assert_told_apart, only
 
 from harness.config.yaml_file import read_yaml
 from harness.errors import UserError
@@ -24,14 +24,6 @@ def records() -> list[dict]:
     return decode_limit(**ARGUMENTS)
 
 
-def only(records, metric, **labels) -> float:
-    [value] = [
-        record["value"] for record in records
-        if record["metric"] == metric and record["labels"].items() >= labels.items()
-    ]  # fmt: skip
-    return value
-
-
 def deployments() -> st.SearchStrategy[Deployment]:
     positive = st.floats(0.1, 1000)
     number = st.integers(1, 10_000)
@@ -41,8 +33,7 @@ def deployments() -> st.SearchStrategy[Deployment]:
 
 
 def test_no_two_records_are_told_apart_by_nothing(records):
-    keys = [(record["metric"], json.dumps(record["labels"], sort_keys=True)) for record in records]
-    assert len(set(keys)) == len(keys)
+    assert_told_apart(records)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Rooflines of decoding against parameter counts, counted operations and drawn experts."""
 
-import json
 from copy import deepcopy
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from record_values import assert_told_apart, only
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,15 +44,8 @@ def records() -> list[dict]:
     return decode_roofline(**GIVEN)
 
 
-def only(records, metric, **labels) -> float:
-    [value] = [r["value"] for r in records if r["metric"] == metric
-               and ({"model": r.get("model")} | r["labels"]).items() >= labels.items()]  # fmt: skip
-    return value
-
-
 def test_no_two_records_are_told_apart_by_nothing(records):
-    keys = [(r["metric"], r.get("model"), json.dumps(r["labels"], sort_keys=True)) for r in records]
-    assert len(set(keys)) == len(keys)
+    assert_told_apart(records)
 
 
 @pytest.mark.parametrize(("spec", "billions"), [(V3, 36.62), (V2, 20.85), (QWEN, 71.46)])

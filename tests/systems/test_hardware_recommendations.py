@@ -1,6 +1,5 @@
 """Closed forms of recommendations against published numbers, drawn tokens and their own laws."""
 
-import json
 from copy import deepcopy
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from record_values import assert_told_apart, only
 
 from harness.config.catalog import load_models
 from harness.config.yaml_file import read_yaml
@@ -31,15 +31,8 @@ def records() -> list[dict]:
     return hardware_recommendations(**GIVEN)
 
 
-def only(records, metric, **labels) -> float:
-    [value] = [r["value"] for r in records if r["metric"] == metric
-               and ({"model": r.get("model")} | r["labels"]).items() >= labels.items()]  # fmt: skip
-    return value
-
-
 def test_no_two_records_are_told_apart_by_nothing(records):
-    keys = [(r["metric"], r.get("model"), json.dumps(r["labels"], sort_keys=True)) for r in records]
-    assert len(set(keys)) == len(keys)
+    assert_told_apart(records)
 
 
 # --- a link that is shared ------------------------------------------------------------------------

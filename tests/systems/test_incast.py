@@ -1,6 +1,5 @@
 """Incast and the switch behind it against queueing theory and conservation laws."""
 
-import json
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from record_values import assert_told_apart
 
 from harness.config.yaml_file import merge, read_yaml
 from harness.errors import UserError
@@ -273,8 +273,7 @@ def test_below_one_packet_a_flow_is_paced():
 
 
 def test_no_two_records_are_told_apart_by_nothing(records):
-    keys = [(r["metric"], r.get("seed"), json.dumps(r["labels"], sort_keys=True)) for r in records]
-    assert len(set(keys)) == len(keys)
+    assert_told_apart(records)
 
 
 def test_the_ledger_has_these_verdicts(records, verdicts_of):

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from record_values import assert_told_apart, only
 
 from harness.config.base import validate
 from harness.config.catalog import load_models
@@ -36,19 +37,8 @@ def records() -> list[dict]:
     return model_costs(models=models, **ARGUMENTS)
 
 
-def only(records, metric, model, **labels) -> float:
-    [value] = [
-        record["value"]
-        for record in records
-        if record["metric"] == metric and record["model"] == model
-        and record["labels"].items() >= labels.items()
-    ]  # fmt: skip
-    return value
-
-
 def test_no_two_records_are_told_apart_by_nothing(records):
-    keys = [(r["metric"], r["model"], json.dumps(r["labels"], sort_keys=True)) for r in records]
-    assert len(set(keys)) == len(keys)
+    assert_told_apart(records)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +57,7 @@ def test_no_two_records_are_told_apart_by_nothing(records):
 )
 def test_bytes_per_token_are_the_published_ones(records, model, content, form, expected):
     labels = {"content": content, "format": form, "method": "closed_form"}
-    assert only(records, "cache/bytes_per_token", model, **labels) == expected
+    assert only(records, "cache/bytes_per_token", model=model, **labels) == expected
 
 
 def test_bytes_counted_from_tensors_equal_the_closed_form(records):
@@ -77,13 +67,13 @@ def test_bytes_counted_from_tensors_equal_the_closed_form(records):
     assert len(counted) == len(EXPERIMENT["models"]) + 3
     for record in counted:
         labels = record["labels"] | {"method": "closed_form"}
-        assert record["value"] == only(records, record["metric"], record["model"], **labels)
+        assert record["value"] == only(records, record["metric"], model=record["model"], **labels)
 
 
 def test_parameters_counted_from_tensors_equal_the_closed_form(records):
     for model in EXPERIMENT["models"]:
         closed, counted = (
-            only(records, "parameters/total", model, method=method)
+            only(records, "parameters/total", model=model, method=method)
             for method in ("closed_form", "counted")
         )
         assert counted == closed
@@ -94,9 +84,9 @@ def test_operations_agree_with_what_the_printed_speed_comes_to(records):
     for attention, speed in (("causal", 249.7), ("full", 280.2)):
         of = {"attention": attention, "prediction": "left out"}
         metric, model = "training/flops_per_token", "deepseek_v3"
-        implied = only(records, metric, model, method="throughput", **of)
+        implied = only(records, metric, model=model, method="throughput", **of)
         assert implied == pytest.approx(speed, abs=0.05)
-        closed = only(records, metric, model, method="closed_form", **of)
+        closed = only(records, metric, model=model, method="closed_form", **of)
         assert closed == pytest.approx(implied, rel=0.005)
 
 
@@ -109,7 +99,7 @@ def test_operations_agree_with_what_the_printed_speed_comes_to(records):
     ],
 )
 def test_ratios_of_training_operations(records, model, over, method, factor):
-    ratio = only(records, "training/ratio", model, over=over, method=method)
+    ratio = only(records, "training/ratio", model=model, over=over, method=method)
     assert ratio == pytest.approx(factor, abs=0.005)
 
 

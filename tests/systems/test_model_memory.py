@@ -1,6 +1,5 @@
 """Memory of deployments against real tensors, published formulas and laws of conservation."""
 
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from record_values import assert_told_apart, only
 from torch import nn
 
 from harness.config.base import validate
@@ -79,14 +79,6 @@ def of_kind(memory, *kinds: str) -> float:
 def records() -> list[dict]:
     names = read_yaml(CONFIG / "experiments" / "model_memory.yaml")["models"]
     return model_memory(models={name: MODELS[name] for name in names}, **ARGUMENTS)
-
-
-def only(records, metric, **labels) -> float:
-    [value] = [
-        record["value"] for record in records
-        if record["metric"] == metric and record["labels"].items() >= labels.items()
-    ]  # fmt: skip
-    return value
 
 
 # --- activations --------------------------------------------------------------------------------
@@ -453,8 +445,7 @@ def test_largest_micro_batch_fits_and_one_more_does_not(records):
 
 
 def test_no_two_records_are_told_apart_by_nothing(records):
-    keys = [(r["metric"], json.dumps(r["labels"], sort_keys=True)) for r in records]
-    assert len(set(keys)) == len(keys)
+    assert_told_apart(records)
 
 
 def test_parts_add_up_to_the_total_of_every_case(records):

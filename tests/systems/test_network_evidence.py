@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from record_values import assert_told_apart
 
 from harness.config.claims_schema import load_claims
 from harness.config.yaml_file import merge, read_yaml
@@ -86,8 +87,7 @@ def values(records, metric: str, **labels) -> list[float]:
 
 def test_no_two_records_are_told_apart_by_nothing(records):
     for some in records.values():
-        keys = [(r["metric"], json.dumps(r["labels"], sort_keys=True), r.get("seed")) for r in some]
-        assert len(set(keys)) == len(keys)
+        assert_told_apart(some)
 
 
 @pytest.mark.parametrize("what", ["endpoints", "switches", "links"])

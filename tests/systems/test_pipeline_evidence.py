@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from record_values import assert_told_apart, only
 
 from harness.config.yaml_file import read_yaml
 from harness.errors import UserError
@@ -29,17 +30,8 @@ def records() -> list[dict]:
     return pipeline_schedules(**ARGUMENTS)
 
 
-def only(records, metric, **labels) -> float:
-    [value] = [
-        record["value"] for record in records
-        if record["metric"] == metric and record["labels"].items() >= labels.items()
-    ]  # fmt: skip
-    return value
-
-
 def test_no_two_records_are_told_apart_by_nothing(records):
-    keys = [(record["metric"], json.dumps(record["labels"], sort_keys=True)) for record in records]
-    assert len(set(keys)) == len(keys)
+    assert_told_apart(records)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """A published training step against itself and the model's configuration."""
 
-import json
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from record_values import assert_told_apart, only
 
 from harness.config.catalog import load_models
 from harness.config.yaml_file import read_yaml
@@ -25,15 +25,8 @@ def records() -> list[dict]:
     return training_step(**GIVEN)
 
 
-def only(records, metric, **labels) -> float:
-    [value] = [r["value"] for r in records
-               if r["metric"] == metric and r["labels"].items() >= labels.items()]  # fmt: skip
-    return value
-
-
 def test_no_two_records_are_told_apart_by_nothing(records):
-    keys = [(record["metric"], json.dumps(record["labels"], sort_keys=True)) for record in records]
-    assert len(set(keys)) == len(keys)
+    assert_told_apart(records)
 
 
 @pytest.mark.parametrize(

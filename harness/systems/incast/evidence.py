@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from harness.config.base import Spec, validate
 from harness.errors import UserError
+from harness.records.record import Record, record
 from harness.systems.incast.controls import Control, DelayBased, ReceiverPaced, Unlimited
 from harness.systems.incast.reference import (
     FIFO_SATURATION,
@@ -21,7 +22,6 @@ from harness.systems.incast.reference import (
     simulated_mean_wait,
 )
 from harness.systems.incast.simulation import Flow, Outcome, Queues, simulate
-from harness.systems.records import Record, record
 
 MICROSECONDS, GIGABYTE = 1e6, 1e9
 RECEIVER, OTHER_OUTPUT = 0, 1

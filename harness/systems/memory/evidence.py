@@ -11,10 +11,11 @@ from harness.config.decoder_schema import DecoderSpec
 from harness.config.yaml_file import merge
 from harness.errors import UserError, closest
 from harness.models.counts import Part
+from harness.records.record import Record, record
+from harness.systems.decoders import decoders_with_vocabulary
 from harness.systems.memory.cases import InferenceCase, TrainingCase
 from harness.systems.memory.inference import cache_per_token, inference_memory
 from harness.systems.memory.training import Kind, Memory, training_memory
-from harness.systems.records import Record, record
 
 GIGABYTE = 1e9
 Case = TrainingCase | InferenceCase
@@ -55,7 +56,7 @@ def model_memory(
         UserError: If an argument is not as described, or a model cannot be cut like that.
     """
     where = "model_memory"
-    specs = {name: _decoder(name, data, where) for name, data in models.items()}
+    specs = decoders_with_vocabulary(models, where)
     trained = _cases(TrainingCase, training, f"{where}: training")
     served = _cases(InferenceCase, inference, f"{where}: inference")
     compared = validate(list[Ratio], ratios, f"{where}: ratios")
@@ -69,14 +70,6 @@ def model_memory(
     for ratio in compared:
         records.append(_ratio(ratio, memories, f"{where}: ratios"))
     return records
-
-
-def _decoder(name: str, data: Any, where: str) -> DecoderSpec:
-    spec: DecoderSpec = validate(DecoderSpec, data, f"{where}: models: {name}")
-    if spec.vocab_size is None:
-        raise UserError(f"{where}: models: {name}.vocab_size: found none, expected the model's own "
-                        "vocabulary")  # fmt: skip
-    return spec
 
 
 def _cases(kind: Any, cases: Mapping[str, Any], where: str) -> Any:

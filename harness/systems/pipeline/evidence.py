@@ -9,12 +9,12 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from harness.config.base import Spec, validate
 from harness.errors import UserError, closest
+from harness.records.record import Record, record
 from harness.systems.pipeline import closed_forms
 from harness.systems.pipeline.programs import Program, peak_activations
 from harness.systems.pipeline.schedules import INTERLEAVED, build
 from harness.systems.pipeline.simulator import Durations, Timeline, simulate
 
-Record = dict[str, Any]
 # Durations by name, with their unit.
 Units = dict[str, tuple[Durations, str]]
 
@@ -139,9 +139,9 @@ def durations_of(name: str, step: Step) -> Durations:
 def _durations(name: str, durations: Durations, unit: str) -> Iterator[Record]:
     values = dict(durations) | {"backward": durations.backward}
     for kind, value in values.items():
-        yield _record("pipeline/duration", value, unit, durations=name, kind=kind)
+        yield record("pipeline/duration", value, unit, durations=name, kind=kind)
     speedup = (durations.forward + durations.backward) / durations.overlapped
-    yield _record("pipeline/overlap_speedup", speedup, "1", durations=name)
+    yield record("pipeline/overlap_speedup", speedup, "1", durations=name)
 
 
 def _of_program(schedule: str, size: Size, units: Units) -> Iterator[Record]:
@@ -151,15 +151,15 @@ def _of_program(schedule: str, size: Size, units: Units) -> Iterator[Record]:
         ("simulated", max(peak_activations(program)) / pieces),
         ("closed_form", closed_forms.peak_activations(schedule, size.stages, pieces)),
     ):
-        yield _record("pipeline/peak_activations", held, "activations of a stage",
+        yield record("pipeline/peak_activations", held, "activations of a stage",
                       method=method, **labels)  # fmt: skip
     for name, (durations, unit) in units.items():
         timeline = simulate(program, durations.of_piece(pieces))
         closed = closed_forms.bubble(schedule, size.stages, durations, pieces)
         of = labels | {"durations": name}
-        yield _record("pipeline/bubble", closed, unit, method="closed_form", **of)
+        yield record("pipeline/bubble", closed, unit, method="closed_form", **of)
         for metric, value, its_unit in _measured(timeline, closed, unit):
-            yield _record(f"pipeline/{metric}", value, its_unit, method="simulated", **of)
+            yield record(f"pipeline/{metric}", value, its_unit, method="simulated", **of)
 
 
 def _program(schedule: str, size: Size) -> Program:
@@ -189,7 +189,7 @@ def _printed(name: str, step: Step) -> Iterator[Record]:
         ("makespan", total, "s"),
         ("bubble_share", step.bubble / total, "1"),
     ):
-        yield _record(f"pipeline/{metric}", value, unit, method="printed", **labels)
+        yield record(f"pipeline/{metric}", value, unit, method="printed", **labels)
 
 
 def _drawn(schedule: str, drawing: Drawing, durations: Durations, unit: str) -> Iterator[Record]:
@@ -201,9 +201,5 @@ def _drawn(schedule: str, drawing: Drawing, durations: Durations, unit: str) -> 
         for place, (operation, span) in enumerate(zip(program.ranks[rank], spans, strict=True)):
             for task in operation.tasks:
                 labels = of | task._asdict() | {"rank": rank, "operation": place}
-                yield _record("schedule/start", span.start, unit, **labels)
-                yield _record("schedule/end", span.end, unit, **labels)
-
-
-def _record(metric: str, value: float, unit: str, **labels: Any) -> Record:
-    return {"metric": metric, "value": value, "unit": unit, "labels": labels}
+                yield record("schedule/start", span.start, unit, **labels)
+                yield record("schedule/end", span.end, unit, **labels)
