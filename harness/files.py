@@ -4,6 +4,9 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +27,26 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as indented JSON with its keys in the given order, atomically."""
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write into, which becomes ``folder`` if nothing is raised.
+
+    Raises:
+        UserError: If ``folder`` is a file or has something in it.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists; expected a new folder or an empty one")
+    partial = folder.with_name(f"{folder.name}.partial{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        # Fails if another process has filled the folder in the meantime.
+        partial.replace(folder)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
 
 
 def hold_folder(folder: Path) -> IO[str]:

@@ -12,8 +12,7 @@ from harness.bundle import unbundle
 from harness.bundle.parts import write_parts
 from harness.bundle.wheels import BUILD, download_wheels, missing_packages
 from harness.errors import UserError, closest
-from harness.files import write_json
-from harness.interchange.folder import new_folder
+from harness.files import new_folder, write_json
 
 _UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 # Notes on what this machine has verified or how far it was.

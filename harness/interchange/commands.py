@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from harness.config.decoder_schema import DecoderSpec
 from harness.data.text import read_manifest
 from harness.errors import UserError, closest
-from harness.files import write_atomically
-from harness.interchange.folder import export_folder, import_folder, new_folder
+from harness.files import new_folder, write_atomically
+from harness.interchange.folder import export_folder, import_folder
 from harness.interchange.write_config import without_unknown_modules
 from harness.jobs.trained_model import load_trained
 from harness.records.run_folder import RunFolder

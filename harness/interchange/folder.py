@@ -1,10 +1,7 @@
 """Folders that `transformers` loads: a decoder of the harness written as one, and read from one."""
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from torch import Tensor
 from harness.config.decoder_schema import DecoderSpec
 from harness.data.tokenizers import END_OF_TEXT
 from harness.errors import UserError
-from harness.files import write_json
+from harness.files import new_folder, write_json
 from harness.interchange.read_config import read_config
 from harness.interchange.weights import adopt, publish
 from harness.interchange.write_config import without_unknown_modules, write_config
@@ -81,26 +78,6 @@ def import_folder(folder: Path) -> tuple[DecoderSpec, dict[str, Tensor]]:
     published = _load_weights(folder)
     spec = read_config(config, published.keys(), str(folder / "config.json"))
     return spec, adopt(spec, published, str(folder))
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder to write into, which becomes ``folder`` if nothing is raised.
-
-    Raises:
-        UserError: If ``folder`` is a file or has something in it.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists; expected a new folder or an empty one")
-    partial = folder.with_name(f"{folder.name}.partial{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        # Fails if another process has filled the folder in the meantime.
-        partial.replace(folder)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
 
 
 def _end_of_text(tokenizer_file: Path) -> int:

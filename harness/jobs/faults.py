@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from harness.errors import Interrupted, UserError
-from harness.jobs.calibrate import calibrated_triples
 from harness.jobs.context import Context
-from harness.jobs.train import stop_signals
+from harness.jobs.train import coefficients_of, run_prefix, stop_signals
 from harness.plan.identity import identify
 from harness.plan.job import Job, Work
 from harness.records.run_folder import RunFolder
@@ -51,7 +50,7 @@ def inject_faults(job: Job, context: Context) -> dict[str, Any]:
         torch.set_num_threads(context.catalog.scale.threads)
         set_float32_products()
         for item in job.work:
-            run_id = identify(_prefix(item), item.spec)
+            run_id = identify(f"faults.{run_prefix(item.factors)}", item.spec)
             folder = context.run_folder(run_id)
             with folder.lock():
                 rows = _outcomes(item, folder, job, context, torch.device(device), stop)
@@ -59,11 +58,6 @@ def inject_faults(job: Job, context: Context) -> dict[str, Any]:
             common = {"run_id": run_id, **asdict(item.factors)}
             records += [common | record for row in rows for record in _records(item, row)]
     return {"records": records}
-
-
-def _prefix(item: Work) -> str:
-    factors = item.factors
-    return f"faults.{factors.model}.{factors.dataset}.{factors.optimizer}.s{factors.seed}"
 
 
 def _outcomes(
@@ -136,9 +130,7 @@ def _trained(
     stop: Callable[[], bool],
 ) -> TrainingStep:
     """Return the run after the steps that come before all faults, trained once."""
-    calibration, coefficients = item.spec["optimizer"]["calibration"], None
-    if calibration is not None:
-        coefficients = calibrated_triples(str(item.factors.model), calibration, context)
+    coefficients = coefficients_of(item, context)
     step = TrainingStep(item.spec, context.dataset_folder(job), device, coefficients)
     state = load_checkpoint(folder.checkpoints, device)
     if state is not None:

@@ -96,7 +96,7 @@ def _trainer(job: Job, context: Context) -> Iterator[Callable[[Work], dict[str, 
         def run(item: Work) -> dict[str, Any]:
             if stop():
                 raise Interrupted("stopped between two runs")
-            run_id = identify(_prefix(item.factors), item.spec)
+            run_id = identify(run_prefix(item.factors), item.spec)
             summary = run_training(
                 item.spec,
                 context.run_folder(run_id),
@@ -115,7 +115,8 @@ def _trainer(job: Job, context: Context) -> Iterator[Callable[[Work], dict[str, 
         yield run
 
 
-def _prefix(factors: Factors) -> str:
+def run_prefix(factors: Factors) -> str:
+    """Return the readable part of a run's id."""
     return f"{factors.model}.{factors.dataset}.{factors.optimizer}.s{factors.seed}"
 
 
