@@ -21,6 +21,7 @@ from harness.measurement.speculation import measure_speculation
 from harness.models.decoder import Decoder
 from harness.plan.identity import digest
 from harness.plan.job import Job
+from harness.processor import set_up_processor
 from harness.records.run_folder import RunFolder, require_summary
 from harness.training.devices import leased_device
 
@@ -36,7 +37,7 @@ def evaluate(job: Job, context: Context) -> dict[str, Any]:
     where = f"{context.catalog.folder}/scales/{context.catalog.scale_name}.yaml: device"
     records: list[dict[str, Any]] = []
     with leased_device(context.catalog.scale.device, where) as device:
-        torch.set_num_threads(context.catalog.scale.threads)
+        set_up_processor(context.catalog.scale.threads)
         for run in context.reported_runs(trained):
             folder = context.run_folder(run["run_id"])
             summary = require_summary(folder)

@@ -14,6 +14,7 @@ from harness.jobs.context import Context
 from harness.jobs.train import coefficients_of, run_prefix, stop_signals
 from harness.plan.identity import identify
 from harness.plan.job import Job, Work
+from harness.processor import set_up_processor
 from harness.records.run_folder import RunFolder
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
 from harness.training.compilation import set_float32_products
@@ -47,7 +48,7 @@ def inject_faults(job: Job, context: Context) -> dict[str, Any]:
     where = f"{context.catalog.folder}/scales/{context.catalog.scale_name}.yaml: device"
     records: list[dict[str, Any]] = []
     with leased_device(context.catalog.scale.device, where) as device, stop_signals() as stop:
-        torch.set_num_threads(context.catalog.scale.threads)
+        set_up_processor(context.catalog.scale.threads)
         set_float32_products()
         for item in job.work:
             run_id = identify(f"faults.{run_prefix(item.factors)}", item.spec)

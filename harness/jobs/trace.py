@@ -23,10 +23,9 @@ def trace(name: str, context: Context, output: Path) -> None:
                         "one of the tuning jobs")  # fmt: skip
     where = f"{context.catalog.folder}/scales/{context.catalog.scale_name}.yaml: device"
     with leased_device(context.catalog.scale.device, where) as device:
-        import torch
-
+        from harness.processor import set_up_processor
         from harness.training.trace import trace_steps
 
-        torch.set_num_threads(context.catalog.scale.threads)
+        set_up_processor(context.catalog.scale.threads)
         data = context.dataset_folder(jobs[name])
         trace_steps(item.spec, data, device, coefficients_of(item, context), output)

@@ -86,11 +86,10 @@ def _trainer(job: Job, context: Context) -> Iterator[Callable[[Work], dict[str, 
     where = f"{context.catalog.folder}/scales/{context.catalog.scale_name}.yaml: device"
     sharing = scale.jobs_per_gpu
     with leased_device(scale.device, where, sharing=sharing) as device, stop_signals() as stop:
-        import torch
-
+        from harness.processor import set_up_processor
         from harness.training.loop import run_training
 
-        torch.set_num_threads(scale.threads)
+        set_up_processor(scale.threads)
         data = context.dataset_folder(job)
 
         def run(item: Work) -> dict[str, Any]:

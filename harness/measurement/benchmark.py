@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from harness.files import write_json
+from harness.processor import keep_freed_memory
 from harness.records.provenance import environment
 
 
@@ -24,6 +25,8 @@ def parse_options(
 ) -> argparse.Namespace:
     """Return the options, or end with one line if a GPU is asked for and none is there.
 
+    What is timed has the memory of a job.
+
     Args:
         parser: Of ``benchmark_parser``, with an option ``--rounds``.
         arguments: Of the command line; None for this process's.
@@ -33,6 +36,7 @@ def parse_options(
         parser.error("--device: found 'cuda', but torch sees no GPU; expected 'cpu'")
     if options.rounds < 1:
         parser.error(f"--rounds: found {options.rounds}, expected at least 1")
+    keep_freed_memory()
     return options
 
 

@@ -167,8 +167,9 @@ def filled(plan: Dispatch, rows: int) -> Dispatch:
 def batched(x_RD: Tensor, weights: Weights) -> Tensor:
     """Return each expert's outputs (R x D) for as many rows as every other's, in one product."""
     x_ECD = x_RD.unflatten(0, (len(weights.gate_EFD), -1))
-    gate_ECF, up_ECF = x_ECD @ weights.gate_EFD.mT, x_ECD @ weights.up_EFD.mT
-    return (F.silu(gate_ECF) * up_ECF @ weights.down_EDF.mT).flatten(0, 1)
+    gate_ECF, up_ECF = _Products.apply(x_ECD, weights.gate_EFD, weights.up_EFD)
+    (y_ECD,) = _Products.apply(F.silu(gate_ECF) * up_ECF, weights.down_EDF)
+    return y_ECD.flatten(0, 1)
 
 
 def segmented(x_AD: Tensor, weights: Weights, ends: Sequence[int], fp8: Fp8 | None) -> Tensor:
@@ -191,6 +192,28 @@ def segmented(x_AD: Tensor, weights: Weights, ends: Sequence[int], fp8: Fp8 | No
 def _tokens(order_R: Tensor, rows_NK: Tensor) -> Tensor:
     tokens, choices = rows_NK.shape
     return (order_R // choices).clamp_max(tokens - 1)
+
+
+class _Products(torch.autograd.Function):
+    """Products of each expert's rows (E x C x D) with its matrices (E x F x D) of any number.
+
+    The gradients of the matrices come in their own layout, which ``@`` would copy them into, and
+    those of the rows are summed by the products.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_ECD: Tensor, *weights_EFD: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x_ECD, *weights_EFD)
+        return tuple(torch.bmm(x_ECD, weight_EFD.mT) for weight_EFD in weights_EFD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients_ECF: Tensor) -> tuple[Tensor, ...]:
+        x_ECD, *weights_EFD = ctx.saved_tensors
+        of_x_ECD = torch.bmm(gradients_ECF[0], weights_EFD[0])
+        for gradient_ECF, weight_EFD in zip(gradients_ECF[1:], weights_EFD[1:], strict=True):
+            of_x_ECD.baddbmm_(gradient_ECF, weight_EFD)
+        return of_x_ECD, *(torch.bmm(gradient.mT, x_ECD) for gradient in gradients_ECF)
 
 
 class _Spread(torch.autograd.Function):
