@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from harness.config.base import Spec, validate
 from harness.errors import UserError, closest
@@ -20,7 +20,7 @@ from harness.systems.network_cost import (
     observation,
     price_range,
 )
-from harness.systems.network_latency import Latency
+from harness.systems.network_latency import DISTANCES, Latency
 from harness.systems.slim_fly import SlimFly
 from harness.systems.topologies import (
     Counts,
@@ -63,6 +63,7 @@ def network_topologies(
     printed: Mapping[str, Any],
     prices: Mapping[str, Any],
     latencies: Mapping[str, Any],
+    node_latencies: Mapping[str, Any],
     comparisons: Mapping[str, Any],
 ) -> list[Record]:
     """Return what networks consist of, cost, and take for a small message.
@@ -73,6 +74,7 @@ def network_topologies(
         printed: By name, a ``Printed`` column; the prices are fitted to all of them.
         prices: A ``PriceModels``.
         latencies: By the name of the links' kind, a ``Latency``.
+        node_latencies: By the name of the links' kind, microseconds within a node.
         comparisons: A ``Comparisons``.
 
     Returns:
@@ -81,8 +83,9 @@ def network_topologies(
         half, and a bound from below on any two halves; ``network/cost`` and
         ``network/cost_per_endpoint`` by ``method``, where the prices fit all printed costs, or all
         but the network's own; ``network/cost_at_size`` of smaller networks; ``network/fits`` and
-        ``network/price`` by ``prices``, at both ends of what is possible; ``network/latency``; and
-        relative differences.
+        ``network/price`` by ``prices``, at both ends of what is possible; ``network/latency`` over
+        the longest path of a topology, ``network/latency_at_distance`` as printed and as
+        extrapolated, and ``network/latency_per_switch``, in microseconds; and relative differences.
 
     Raises:
         UserError: If an argument is not as described, or a network cannot be built.
@@ -91,6 +94,9 @@ def network_topologies(
     rows: dict[str, Printed] = validate(dict[str, Printed], printed, f"{WHERE}: printed")
     models: PriceModels = validate(PriceModels, prices, f"{WHERE}: prices")
     kinds: dict[str, Latency] = validate(dict[str, Latency], latencies, f"{WHERE}: latencies")
+    within: dict[str, float] = validate(
+        dict[str, PositiveFloat], node_latencies, f"{WHERE}: node_latencies"
+    )
     pairs: Comparisons = validate(Comparisons, comparisons, f"{WHERE}: comparisons")
     formulas: list[str] = validate(list[str], formula_only, f"{WHERE}: formula_only")
     compared = [name for pair in (*pairs.cost, *pairs.latency) for name in pair]
@@ -105,6 +111,7 @@ def network_topologies(
         *_distances(families, graphs, diameters),
         *_costs(families, rows, models, pairs.cost),
         *_latencies(kinds, diameters, pairs.latency),
+        *_latencies_by_distance(kinds, within),
     ]
 
 
@@ -222,3 +229,17 @@ def _latencies(
                 one, other = (latency.through(diameters[name]) for name in (first, second))
                 yield record("network/latency_difference", one / other - 1, "1",
                               network=kind, topology=first, over=second)  # fmt: skip
+
+
+def _latencies_by_distance(kinds: dict[str, Latency], within: dict[str, float]) -> Iterator[Record]:
+    """Yield the printed latencies, and what they come to for one switch and for longer paths."""
+    metric = "network/latency_at_distance"
+    for kind, value in within.items():
+        yield record(metric, value, "us", network=kind, distance="same_node", method="printed")
+    for kind, latency in kinds.items():
+        yield record("network/latency_per_switch", latency.per_switch, "us", network=kind)
+        printed = latency.model_dump()
+        for distance, links in DISTANCES.items():
+            value = printed.get(distance, latency.through(links))
+            yield record(metric, value, "us", network=kind, distance=distance, switches=links + 1,
+                         method="printed" if distance in printed else "extrapolated")  # fmt: skip

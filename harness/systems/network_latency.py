@@ -10,6 +10,8 @@ from pydantic import PositiveFloat, model_validator
 from harness.config.base import Spec
 
 CROSS_LEAF_LINKS = 2
+# Links between switches by how far apart two endpoints are; pods are of a three-layer fat tree.
+DISTANCES = {"same_leaf": 0, "cross_leaf": CROSS_LEAF_LINKS, "cross_pod": 2 * CROSS_LEAF_LINKS}
 
 
 class Latency(Spec):
@@ -25,7 +27,11 @@ class Latency(Spec):
                              f"{self.same_leaf}")  # fmt: skip
         return self
 
+    @property
+    def per_switch(self) -> float:
+        """Microseconds that a switch adds, with the link to it."""
+        return (self.cross_leaf - self.same_leaf) / CROSS_LEAF_LINKS
+
     def through(self, links: int) -> float:
-        """Return the latency over a path of so many links between switches."""
-        per_link = (self.cross_leaf - self.same_leaf) / CROSS_LEAF_LINKS
-        return self.same_leaf + links * per_link
+        """Return the latency over a path of so many links between switches, in microseconds."""
+        return self.same_leaf + links * self.per_switch

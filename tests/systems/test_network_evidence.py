@@ -31,6 +31,7 @@ from harness.systems.traffic_scenarios import (
     rail_bandwidth,
     ring_times,
 )
+from paper_figures import network_latency as latency_figure
 from paper_figures import network_topologies as topologies_figure
 from paper_figures import network_traffic as traffic_figure
 
@@ -119,6 +120,44 @@ def test_sizes_counted_on_graphs_are_those_of_the_formula_and_of_table_3(records
 def test_what_several_planes_save(records, labels, expected):
     [found] = values(records, "network/relative_difference", topology="mpft", **labels)
     assert found == pytest.approx(expected, abs=0.001)
+
+
+# arXiv 2505.09343, table 5, from near to far.
+LATENCIES = {"nvlink": [3.33], "infiniband": [2.8, 3.7], "roce": [3.6, 5.6]}
+
+
+def test_printed_latencies_are_those_of_table_5(records):
+    printed = {name: values(records, "network/latency_at_distance", network=name, method="printed")
+               for name in LATENCIES}  # fmt: skip
+    assert printed == LATENCIES
+
+
+@pytest.mark.parametrize(
+    # Two switches more than within a leaf take 0.9 and 2.0 us more, and so do two more again.
+    ("network", "per_switch", "cross_pod"),
+    [("infiniband", 0.45, 4.6), ("roce", 1.0, 7.6)],
+)
+def test_latencies_grow_by_the_same_for_every_switch(records, network, per_switch, cross_pod):
+    [found] = values(records, "network/latency_per_switch", network=network)
+    assert found == pytest.approx(per_switch)
+    by_switches = [
+        values(records, "network/latency_at_distance", network=network, switches=count)[0]
+        for count in (1, 3, 5)
+    ]
+    assert by_switches[-1] == pytest.approx(cross_pod)
+    assert np.polyfit([1, 3, 5], by_switches, 1)[0] == pytest.approx(per_switch)
+    # Endpoints of different pods are as far apart as any in a three-layer fat tree.
+    [longest] = values(records, "network/latency", network=network, topology="ft3")
+    assert longest == pytest.approx(cross_pod)
+
+
+def test_only_other_pods_are_extrapolated(records):
+    rows = [one["labels"] for one in records["network_topologies"]
+            if one["metric"] == "network/latency_at_distance"]  # fmt: skip
+    extrapolated = {(row["network"], row["distance"]) for row in rows
+                    if row["method"] == "extrapolated"}  # fmt: skip
+    assert extrapolated == {("infiniband", "cross_pod"), ("roce", "cross_pod")}
+    assert [row["network"] for row in rows if row["distance"] == "same_node"] == ["nvlink"]
 
 
 def test_bisections_are_full_in_fat_trees_and_bounded_from_both_sides_elsewhere(records):
@@ -293,6 +332,29 @@ def test_the_figure_of_costs_marks_what_is_printed(results):
     plt.close(figure)
 
 
+def test_the_figure_of_latencies_tells_printed_from_extrapolated(results):
+    [(experiment, figure)] = latency_figure.draw(results).values()
+    assert experiment == "network_topologies"
+    left, right = figure.axes
+    printed = {line.get_label().split(",")[0]: list(line.get_ydata())
+               for line in left.lines if not line.get_label().startswith("_")}  # fmt: skip
+    assert printed == {"NVLink": [3.33], "InfiniBand": [2.8, 3.7], "RoCE": [3.6, 5.6]}
+    hollow = [list(line.get_ydata()) for line in left.lines
+              if line.get_markerfacecolor() == "white" and len(line.get_xdata())]  # fmt: skip
+    assert hollow == [pytest.approx([4.6]), pytest.approx([7.6])]
+    ticks = [text.get_text() for text in left.get_xticklabels()]
+    assert ticks == ["same node\n-", "same leaf\n1", "cross leaf\n3", "cross pod\n5"]
+    heights = [bar.get_height() for bar in right.containers[0]]
+    assert heights == pytest.approx([100 * (3.7 / 4.6 - 1), 100 * (5.6 / 7.6 - 1)])
+    plt.close(figure)
+
+
+def test_the_figure_of_latencies_draws_the_claim_of_the_ledger():
+    claim = load_claims(CONFIG / "claims.yaml")["ds.network.latency"]
+    drawn = (latency_figure.CLAIMED, latency_figure.TOLERANCE)
+    assert drawn == (claim.value, claim.tolerance)
+
+
 def test_the_figure_of_traffic_has_a_bar_per_routing_and_marks_what_is_printed(results):
     [(experiment, figure)] = traffic_figure.draw(results).values()
     assert experiment == "network_traffic"
@@ -305,7 +367,7 @@ def test_the_figure_of_traffic_has_a_bar_per_routing_and_marks_what_is_printed(r
     plt.close(figure)
 
 
-@pytest.mark.parametrize("module", [topologies_figure, traffic_figure])
+@pytest.mark.parametrize("module", [latency_figure, topologies_figure, traffic_figure])
 def test_other_records_have_no_such_figure(results, module):
     other = Results(results.folder)
     other.plan = {"experiments": {"optimizers": {}}}
@@ -329,6 +391,7 @@ def changed(arguments: Mapping[str, Any], path: str, value: Any) -> dict[str, An
         ("prices.chosen", "one_price", "prices: chosen: found 'one_price'"),
         ("prices.chosen", "one_link_price", "found 'one_link_price', which no prices fit"),
         ("latencies.roce.cross_leaf", 3, "cross_leaf: found 3.0, expected at least same_leaf"),
+        ("node_latencies.nvlink", 0, "node_latencies.nvlink: found 0"),
         ("comparisons.cost", [["mpft", "ft4"]], "found topology 'ft4'"),
     ],
 )

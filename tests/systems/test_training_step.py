@@ -3,15 +3,18 @@
 from copy import deepcopy
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from record_values import assert_told_apart, only
 
 from harness.config.catalog import load_models
+from harness.config.claims_schema import load_claims
 from harness.config.yaml_file import read_yaml
 from harness.errors import UserError
 from harness.systems.training_step import tflops_per_device, training_step
+from paper_figures import training_step as figure
 
 CONFIG = Path(__file__).parents[2] / "config"
 EXPERIMENT = read_yaml(CONFIG / "experiments" / "training_step.yaml")
@@ -78,6 +81,57 @@ def test_the_ledger_has_these_verdicts(records, verdicts_of):
     quantities = ("step_time", "phases", "mfu_causal", "mfu_full", "tflops_causal", "tflops_full")
     assert verdicts == {f"ds.table4.{column}{quantity}": "reproduced"
                         for column in ("", "mrft_") for quantity in quantities}  # fmt: skip
+
+
+def test_figure_lays_the_phases_end_to_end_beside_the_printed_time(records, results_of):
+    [(experiment, drawn)] = figure.draw(results_of("training_step", records)).values()
+    assert experiment == "training_step"
+    top = drawn.axes[0]
+    for bars, ticks, sum_and_time in zip(
+        top.containers, top.lines, ((19.90, 19.926), (19.94, 19.946)), strict=True
+    ):
+        *phases, whole = ((bar.get_x(), bar.get_x() + bar.get_width()) for bar in bars)
+        assert len(phases) == 6
+        ends = [end for _, end in phases]
+        assert [start for start, _ in phases] == pytest.approx([0, *ends[:-1]])
+        assert whole == pytest.approx((0, ends[-1]))
+        assert (whole[1], ticks.get_xdata()[0]) == pytest.approx(sum_and_time)
+    plt.close(drawn)
+
+
+def test_figure_has_all_numbers_within_the_band_but_those_that_count_prediction(
+    records, results_of
+):
+    [(_, drawn)] = figure.draw(results_of("training_step", records)).values()
+    bottom = drawn.axes[1]
+    [band] = bottom.patches
+    low, high = band.get_x(), band.get_x() + band.get_width()
+    assert (low, high) == pytest.approx((-0.5, 0.5))
+    for line in bottom.lines:
+        inside = [low < value < high for value in line.get_xdata()]
+        match line.get_label().split(", "):
+            case ["MPFT" | "MRFT"]:
+                assert inside == [True] * 9
+            case ["MPFT" | "MRFT", "with multi-token prediction"]:
+                assert inside == [False] * 4
+    assert len(bottom.get_legend_handles_labels()[1]) == 4
+    names = [text.get_text() for text in bottom.get_yticklabels()]
+    # (19.90 / 19.926 - 1) in per cent.
+    [mpft] = [line for line in bottom.lines if line.get_label() == "MPFT"]
+    heights = [round(height) for height in mpft.get_ydata()]
+    place = heights.index(names.index("time per step, from its phases"))
+    assert mpft.get_xdata()[place] == pytest.approx(-0.13048, abs=1e-5)
+    plt.close(drawn)
+
+
+def test_band_of_the_figure_is_that_of_the_ledger():
+    claims = load_claims(CONFIG / "claims.yaml")
+    about = [claim for name, claim in claims.items() if name.startswith("ds.table4.")]
+    assert {claim.tolerance for claim in about} == {figure.TOLERANCE}
+
+
+def test_other_records_have_no_such_figure(results_of, records):
+    assert figure.draw(results_of("training_step", records[:1])) == {}
 
 
 @pytest.mark.parametrize(
