@@ -169,13 +169,15 @@ def _task_table(sweep: Sweep) -> Table:
         text.append(row | {m.removeprefix("lm_eval/"): interval(e, 3)
                            for m, e in estimates.items()})  # fmt: skip
     samples = label(sweep.records[sweep.records["metric"].isin(metrics)], "samples").dropna()
+    fewest, most = int(samples.min()), int(samples.max())
+    documents = f"{most}" if fewest == most else f"{fewest} to {most}"
     return Table(
         name=f"tasks.{sweep.name}",
         experiment=sweep.experiment,
         title=f"Zero-shot tasks after training: {sweep.place}",
         caption=(
-            f"lm-eval, up to {int(samples.max())} documents per task; mean ± half of the 95 % "
-            "interval over n training seeds."
+            f"lm-eval, {documents} documents per task; mean ± half of the 95 % interval over n "
+            "training seeds."
         ),
         numbers=pd.DataFrame(numbers),
         text=pd.DataFrame(text),
