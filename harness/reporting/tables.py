@@ -53,6 +53,7 @@ def make_tables(results: Results) -> Iterator[Table]:
 
 def write_tables(records: Path, output: Path) -> list[Path]:
     """Write every table of a folder of records in three formats and return the Markdown files."""
+    output.mkdir(parents=True, exist_ok=True)
     written = []
     for table in make_tables(Results(records)):
         markdown = (

@@ -76,6 +76,8 @@ class Dragonfly(Spec):
             local_links=len(local),
             # Rotating the groups maps every link to a link.
             representatives=np.arange(size),
+            layers=np.zeros(switches, dtype=np.int64),
+            groups=np.repeat(np.arange(self.group_count), size),
         )
 
     def _global_links(self, firsts: Integers) -> Iterator[Integers]:

@@ -20,6 +20,7 @@ from harness.systems.network_cost import (
     observation,
     price_range,
 )
+from harness.systems.network_graphs import graph_records
 from harness.systems.network_latency import DISTANCES, Latency
 from harness.systems.slim_fly import SlimFly
 from harness.systems.topologies import (
@@ -65,6 +66,7 @@ def network_topologies(
     latencies: Mapping[str, Any],
     node_latencies: Mapping[str, Any],
     comparisons: Mapping[str, Any],
+    drawn: Mapping[str, Any],
 ) -> list[Record]:
     """Return what networks consist of, cost, and take for a small message.
 
@@ -76,6 +78,7 @@ def network_topologies(
         latencies: By the name of the links' kind, a ``Latency``.
         node_latencies: By the name of the links' kind, microseconds within a node.
         comparisons: A ``Comparisons``.
+        drawn: By name, a family with small numbers, whose graph is recorded link by link.
 
     Returns:
         ``topology/endpoints``, ``switches`` and ``links`` by ``method``; ``topology/diameter``;
@@ -85,7 +88,8 @@ def network_topologies(
         but the network's own; ``network/cost_at_size`` of smaller networks; ``network/fits`` and
         ``network/price`` by ``prices``, at both ends of what is possible; ``network/latency`` over
         the longest path of a topology, ``network/latency_at_distance`` as printed and as
-        extrapolated, and ``network/latency_per_switch``, in microseconds; and relative differences.
+        extrapolated, and ``network/latency_per_switch``, in microseconds; relative differences; and
+        the ``graph_records`` of what is drawn.
 
     Raises:
         UserError: If an argument is not as described, or a network cannot be built.
@@ -100,11 +104,15 @@ def network_topologies(
     pairs: Comparisons = validate(Comparisons, comparisons, f"{WHERE}: comparisons")
     formulas: list[str] = validate(list[str], formula_only, f"{WHERE}: formula_only")
     compared = [name for pair in (*pairs.cost, *pairs.latency) for name in pair]
+    small: Families = validate(dict[str, Family], drawn, f"{WHERE}: drawn")
     for name in (*formulas, *rows, *compared):
         if name not in families:
             raise UserError(f"{WHERE}: found topology '{name}'{closest(name, families)}")
     built = {name: family for name, family in families.items() if name not in formulas}
-    graphs = {name: _graph(name, family) for name, family in built.items()}
+    graphs = {
+        name: _graph(f"topologies.{name}", family, ", or the name in formula_only")
+        for name, family in built.items()
+    }
     diameters = {name: diameter(graph) for name, graph in graphs.items()}
     return [
         *_sizes(families, graphs, rows),
@@ -112,15 +120,24 @@ def network_topologies(
         *_costs(families, rows, models, pairs.cost),
         *_latencies(kinds, diameters, pairs.latency),
         *_latencies_by_distance(kinds, within),
+        *_drawn(small),
     ]
 
 
-def _graph(name: str, family: Family) -> Topology:
+def _graph(key: str, family: Family, otherwise: str = "") -> Topology:
     try:
         return family.build()
     except UserError as error:
-        message = f"{WHERE}: topologies.{name}.{error}, or the name in formula_only"
-        raise UserError(message) from None
+        raise UserError(f"{WHERE}: {key}.{error}{otherwise}") from None
+
+
+def _drawn(families: Families) -> Iterator[Record]:
+    """Yield the graphs; nodes are of interest where they have ports in several planes."""
+    for name, family in families.items():
+        nodes = None
+        if isinstance(family, TwoLayerFatTree) and family.planes > 1:
+            nodes = family.endpoint_nodes
+        yield from graph_records(name, _graph(f"drawn.{name}", family), nodes)
 
 
 def _sizes(

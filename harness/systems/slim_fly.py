@@ -149,6 +149,8 @@ class SlimFly(Spec):
     def build(self) -> Topology:
         """Return the graph; switches are numbered ``x q + y``, then ``q^2 + m q + c``.
 
+        Those of equal ``x`` are a group, and so are those of equal ``m``.
+
         Raises:
             UserError: If ``q`` is no prime power.
         """
@@ -167,6 +169,8 @@ class SlimFly(Spec):
             local_links=0,
             # Adding one element to all y and c maps every link to a link.
             representatives=np.arange(0, 2 * q * q, q),
+            layers=np.zeros(2 * q * q, dtype=np.int64),
+            groups=np.repeat(np.arange(2 * q), q),
         )
 
 

@@ -47,6 +47,9 @@ class Topology:
         local_links: How many of ``links``, the first ones, are inside a group of a dragonfly.
         representatives: Switches with endpoints, of which at least one is like any given other one
             by a symmetry of the network.
+        layers: Layer of every switch, 0 that of endpoints, shape (switches,).
+        groups: What every switch is part of, numbered from 0, shape (switches,): a plane, a pod, a
+            group of a dragonfly; the families say what else.
     """
 
     switches: int
@@ -54,6 +57,8 @@ class Topology:
     links: Integers
     local_links: int
     representatives: Integers
+    layers: Integers
+    groups: Integers
 
     @property
     def counts(self) -> Counts:
@@ -84,6 +89,8 @@ def leaf_spine(leaves: int, spines: int, endpoints_per_leaf: int) -> Topology:
         links=pairs(np.arange(leaves), leaves + np.arange(spines)),
         local_links=0,
         representatives=np.array([0]),
+        layers=np.repeat([0, 1], [leaves, spines]),
+        groups=np.zeros(leaves + spines, dtype=np.int64),
     )
 
 
@@ -142,7 +149,18 @@ class TwoLayerFatTree(Spec):
             links=(shifts[:, None, None] + plane.links).reshape(-1, 2),
             local_links=0,
             representatives=plane.representatives,
+            layers=np.tile(plane.layers, self.planes),
+            groups=np.repeat(np.arange(self.planes), plane.switches),
         )
+
+    @property
+    def endpoint_nodes(self) -> Integers:
+        """Node of every endpoint of the graph, shape (endpoints,).
+
+        A node has equally many ports in every plane, at the same places in all of them.
+        """
+        places = np.arange(self.radix * (self.radix // 2))
+        return np.tile(places // (self.node_ports // self.planes), self.planes)
 
 
 class ThreeLayerFatTree(Spec):
@@ -172,7 +190,10 @@ class ThreeLayerFatTree(Spec):
         return map(self.with_pods, doublings(self.radix))
 
     def build(self) -> Topology:
-        """Return the graph: edge switches first, then those of aggregation, then the core."""
+        """Return the graph: edge switches first, then those of aggregation, then the core.
+
+        Core switches that are linked to the same switches are a group, numbered after the pods.
+        """
         half, pods = self.radix // 2, np.arange(self.radix)
         edges = np.arange(self.radix * half)
         aggregations = edges + len(edges)
@@ -189,6 +210,8 @@ class ThreeLayerFatTree(Spec):
             links=np.concatenate([*within, above]),
             local_links=0,
             representatives=np.array([0]),
+            layers=np.repeat([0, 1, 2], [len(edges), len(edges), half * half]),
+            groups=np.repeat(np.concatenate([pods, pods, len(pods) + np.arange(half)]), half),
         )
 
 

@@ -393,6 +393,8 @@ def changed(arguments: Mapping[str, Any], path: str, value: Any) -> dict[str, An
         ("latencies.roce.cross_leaf", 3, "cross_leaf: found 3.0, expected at least same_leaf"),
         ("node_latencies.nvlink", 0, "node_latencies.nvlink: found 0"),
         ("comparisons.cost", [["mpft", "ft4"]], "found topology 'ft4'"),
+        ("drawn.ft2.radix", 5, "drawn.ft2.*radix: found 5.*such as 6"),
+        ("drawn.slim_fly", {"q": 12, "radix": 40}, "drawn.slim_fly.q: found 12.*11 or 13$"),
     ],
 )
 def test_bad_arguments_of_topologies_are_named(path, value, message):

@@ -69,6 +69,60 @@ def test_graphs_have_what_the_closed_form_says_and_no_more_ports_than_switches_h
     assert (topology.endpoint_switches < topology.switches).all()
 
 
+@given(family=families)
+@settings(deadline=None)
+def test_endpoints_are_in_the_lowest_layer_and_links_go_up_by_one(family):
+    topology = family.build()
+    assert (topology.layers[topology.endpoint_switches] == 0).all()
+    rises = np.diff(topology.layers[topology.links], axis=1)
+    layers = {TwoLayerFatTree: 2, ThreeLayerFatTree: 3}.get(type(family), 1)
+    assert set(topology.layers) == set(range(layers))
+    assert (rises == min(layers - 1, 1)).all()
+
+
+@given(family=two_layers)
+def test_planes_are_what_no_link_joins(family):
+    topology = family.build()
+    planes = [set(np.flatnonzero(topology.groups == plane)) for plane in range(family.planes)]
+    assert list(nx.connected_components(as_networkx(topology))) == planes
+
+
+@pytest.mark.parametrize(("planes", "node_ports"), [(1, 1), (8, 8), (4, 8), (2, 4)])
+def test_a_node_has_its_ports_in_all_planes_alike(planes, node_ports):
+    family = TwoLayerFatTree(radix=8, planes=planes, node_ports=node_ports)
+    topology, nodes = family.build(), family.endpoint_nodes
+    assert len(nodes) == family.counts.endpoints
+    for node in range(family.counts.endpoints // node_ports):
+        ports = topology.groups[topology.endpoint_switches[nodes == node]]
+        assert (np.bincount(ports, minlength=planes) == node_ports // planes).all()
+
+
+@pytest.mark.parametrize("radix", [2, 4, 6])
+def test_pods_are_what_the_core_joins_and_core_groups_have_the_same_neighbours(radix):
+    topology = ThreeLayerFatTree(radix=radix).build()
+    graph, core = as_networkx(topology), topology.layers == 2
+    neighbours = {switch: frozenset(graph[switch]) for switch in np.flatnonzero(core).tolist()}
+    for group in range(radix, radix + radix // 2):
+        assert len({neighbours[one] for one in np.flatnonzero(topology.groups == group)}) == 1
+    assert len(set(neighbours.values())) == radix // 2
+    graph.remove_nodes_from(neighbours)
+    pods = [set(np.flatnonzero(topology.groups == pod)) for pod in range(radix)]
+    assert list(nx.connected_components(graph)) == pods
+
+
+@pytest.mark.parametrize("q", PRIME_POWERS)
+def test_blocks_of_a_slim_fly_are_linked_once_per_switch_across_its_halves_only(q):
+    topology = SlimFly(radix=64, q=q, endpoints_per_switch=1).build()
+    between = np.sort(topology.groups[topology.links], axis=1)
+    different, times = np.unique(
+        between[between[:, 0] != between[:, 1]], axis=0, return_counts=True
+    )
+    assert {tuple(pair) for pair in different.tolist()} == {
+        (x, q + m) for x in range(q) for m in range(q)
+    }
+    assert (times == q).all()
+
+
 TABLE_3 = {
     "ft2": (TwoLayerFatTree(radix=64), (2048, 96, 2048)),
     "mpft": (TwoLayerFatTree(radix=64, planes=8), (16384, 768, 16384)),
@@ -242,6 +296,7 @@ def test_any_two_groups_of_a_dragonfly_are_linked_about_equally_often(family):
         assert set(times) <= {1}
     inside = topology.links[: topology.local_links] // family.group_switches
     assert (inside[:, 0] == inside[:, 1]).all()
+    assert (topology.groups == np.arange(topology.switches) // family.group_switches).all()
 
 
 def test_primes_and_their_powers():
