@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from harness.reporting.results import Results, with_labels
-from harness.reporting.style import DASHES, WIDTH, colours
+from harness.reporting.style import DASHES, WIDTH, colours, markers
 
 ORDER = 91
 TITLE = "Bit flips that checksums of a matrix product notice, and their cost"
@@ -24,7 +24,6 @@ DETECTED, MISSED = "checksum/detected", "checksum/largest_missed"
 RATIO, EXTRA = "checksum/time_over_plain", "checksum/extra_operations"
 LABELS = ("dtype", "target", "bit", "bound", "size")
 BOUNDS = ("probabilistic", "deterministic")
-MARKERS = ("o", "s", "D")
 
 
 def draw(results: Results) -> dict[str, tuple[str, Figure]]:
@@ -101,7 +100,7 @@ def _short(bit: str) -> str:
 def _cost(ax: Axes, rows: pd.DataFrame, dtypes: list[str]) -> None:
     ratios, extra = rows[rows["metric"] == RATIO], rows[rows["metric"] == EXTRA]
     colour = colours(["", "", "", *dtypes])
-    for dtype, marker in zip(dtypes, MARKERS, strict=False):
+    for dtype, marker in markers(dtypes).items():
         quartiles = ratios[ratios["dtype"] == dtype].groupby("size")["value"]
         low, middle, high = (quartiles.quantile(share) for share in (0.25, 0.5, 0.75))
         ax.errorbar(middle.index.astype(int), middle, yerr=[middle - low, high - middle],

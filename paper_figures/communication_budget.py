@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.reporting.results import Results, with_labels
+from harness.reporting.results import Results
 from harness.reporting.style import WIDTH, colours, dashes
 
 ORDER = 87
@@ -26,11 +26,9 @@ LAYER, BEST = "layer", "best"
 def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     """Return one figure per experiment that took multiprocessors away."""
     figures = {}
-    for experiment, _ in results.with_metric(SPEED):
-        rows = results.of(experiment)
-        rows = with_labels(rows, *LABELS)
-        rows = rows.assign(value=rows["value"].astype(float)).sort_values("communicating")
-        figures[f"communication_budget.{experiment}"] = (experiment, _draw(rows))
+    for experiment, rows in results.labelled(SPEED, *LABELS):
+        drawn = _draw(rows.sort_values("communicating"))
+        figures[f"communication_budget.{experiment}"] = (experiment, drawn)
     return figures
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.reporting.results import Results, with_labels
+from harness.reporting.results import Results
 from harness.reporting.style import WIDTH, colours, dashes
 
 ORDER = 85
@@ -33,10 +33,7 @@ STORAGE = "fp8"
 def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     """Return one figure per experiment with rooflines."""
     figures = {}
-    for experiment, _ in results.with_metric(WORTH):
-        rows = results.of(experiment)
-        rows = with_labels(rows, *LABELS)
-        rows = rows.assign(value=rows["value"].astype(float))
+    for experiment, rows in results.labelled(WORTH, *LABELS):
         figures[f"decode_roofline.{experiment}"] = (experiment, _draw(rows))
     return figures
 

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.reporting.results import Results, with_labels
+from harness.reporting.results import Results
 from harness.reporting.style import WIDTH, colours, dashes
 
 ORDER = 88
@@ -24,10 +24,7 @@ LABELS = ("devices", "per_device", "method", "lifetime", "recovery", "interval",
 def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     """Return one figure per experiment on failures."""
     figures = {}
-    for experiment, _ in results.with_metric(PROBABILITY):
-        rows = results.of(experiment)
-        rows = with_labels(rows, *LABELS)
-        rows = rows.assign(value=rows["value"].astype(float))
+    for experiment, rows in results.labelled(PROBABILITY, *LABELS):
         figures[f"failures.{experiment}"] = (experiment, _draw(rows))
     return figures
 

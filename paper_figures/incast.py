@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.reporting.results import Results, with_labels
+from harness.reporting.results import Results
 from harness.reporting.style import WIDTH, colours, dashes
 
 ORDER = 88
@@ -42,10 +42,7 @@ MEGABYTE = 1e6
 def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     """Return one figure per experiment that simulated incast."""
     figures = {}
-    for experiment, _ in results.with_metric(SHARE):
-        rows = results.of(experiment)
-        rows = rows.assign(value=rows["value"].astype(float))
-        rows = with_labels(rows, *LABELS)
+    for experiment, rows in results.labelled(SHARE, *LABELS):
         figures[f"incast.{experiment}"] = (experiment, _draw(rows))
     return figures
 

@@ -1,14 +1,12 @@
 """Latency of a small message by link and distance, and what two layers save of three."""
 
-from itertools import cycle
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.reporting.results import Results, with_labels
-from harness.reporting.style import WIDTH, colours
+from harness.reporting.results import Results
+from harness.reporting.style import WIDTH, colours, markers
 
 ORDER = 86.5
 TITLE = "Network latency by link and distance"
@@ -36,15 +34,12 @@ DISTANCES = {
     "cross_leaf": "cross leaf",
     "cross_pod": "cross pod",
 }
-MARKERS = "osD^v"
 
 
 def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     """Return one figure per experiment with latencies by distance."""
     figures = {}
-    for experiment, _ in results.with_metric(LATENCY):
-        rows = with_labels(results.of(experiment), *LABELS)
-        rows = rows.assign(value=rows["value"].astype(float))
+    for experiment, rows in results.labelled(LATENCY, *LABELS):
         figures[f"network_latency.{experiment}"] = (experiment, _draw(rows))
     return figures
 
@@ -64,7 +59,7 @@ def _draw(rows: pd.DataFrame) -> Figure:
 def _latencies(ax: Axes, latencies: pd.DataFrame, switched: pd.Series, networks: list[str]) -> None:
     distances = [name for name in DISTANCES if (latencies["distance"] == name).any()]
     highest = latencies.groupby("distance")["value"].max()
-    for network, marker in zip(networks, cycle(MARKERS), strict=False):
+    for network, marker in markers(networks).items():
         own = latencies[latencies["network"] == network]
         own = own.assign(place=own["distance"].map(distances.index))
         colour, text = colours(networks)[network], NETWORKS.get(network, network)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from harness.reporting.results import Results, with_labels
+from harness.reporting.results import Results
 from harness.reporting.style import WIDTH, colours
 
 ORDER = 87
@@ -58,12 +58,8 @@ GROUP = 0.84
 def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     """Return one figure per experiment that simulated traffic."""
     figures = {}
-    for experiment in results.plan["experiments"]:
-        rows = results.of(experiment)
-        if (rows["metric"] == SHARE).any():
-            rows = rows.assign(value=rows["value"].astype(float))
-            rows = with_labels(rows, *LABELS)
-            figures[f"network_traffic.{experiment}"] = (experiment, _draw(rows))
+    for experiment, rows in results.labelled(SHARE, *LABELS):
+        figures[f"network_traffic.{experiment}"] = (experiment, _draw(rows))
     return figures
 
 

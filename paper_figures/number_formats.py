@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from harness.records.statistics import mean_over_seeds
 from harness.reporting.results import Results, with_labels
-from harness.reporting.style import WIDTH, colours
+from harness.reporting.style import WIDTH, colours, markers
 
 ORDER = 70
 TITLE = "Signal-to-noise ratio of number formats"
@@ -18,7 +18,6 @@ CAPTION = (
 )
 METRIC = "format/signal_to_noise"
 LABELS = ("format", "scaling", "tile", "distribution")
-MARKERS = ("o", "s", "D", "^", "v")
 
 
 def draw(results: Results) -> dict[str, tuple[str, Figure]]:
@@ -34,7 +33,7 @@ def _draw(records: pd.DataFrame) -> Figure:
     frame["row"] = [_row(*place) for place in zip(*(frame[n] for n in LABELS[:3]), strict=True)]
     order = list(frame.groupby("row")["value"].mean().sort_values().index)
     distributions = list(dict.fromkeys(frame["distribution"]))
-    colour = colours(distributions)
+    colour, marker = colours(distributions), markers(distributions)
     figure, ax = plt.subplots(figsize=(WIDTH, 1.1 + 0.32 * len(order)))
     for index, name in enumerate(distributions):
         some = frame[frame["distribution"] == name].groupby("row")["value"]
@@ -45,7 +44,7 @@ def _draw(records: pd.DataFrame) -> Figure:
             [estimate.mean for _, estimate in estimates],
             [place - shift for place, _ in estimates],
             xerr=[estimate.half_width if estimate.count > 1 else 0 for _, estimate in estimates],
-            fmt=MARKERS[index % len(MARKERS)], color=colour[name], markersize=5,
+            fmt=marker[name], color=colour[name], markersize=5,
             label=name.replace("_", " "),
         )  # fmt: skip
     ax.set_yticks(range(len(order)), order)

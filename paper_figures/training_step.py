@@ -1,14 +1,12 @@
 """A published training step: its phases, and how far its numbers are from what they follow from."""
 
-from itertools import cycle
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.reporting.results import Results, with_labels
-from harness.reporting.style import WIDTH, colours
+from harness.reporting.results import Results
+from harness.reporting.style import WIDTH, colours, markers
 
 ORDER = 81.2
 TITLE = "Consistency of a published training step"
@@ -49,15 +47,12 @@ SOURCES = {
     "closed_form": "the model",
 }
 BAR, ROW = 0.38, 0.32
-MARKERS = "osD^v"
 
 
 def draw(results: Results) -> dict[str, tuple[str, Figure]]:
     """Return one figure per experiment that held a training step against itself."""
     figures = {}
-    for experiment, _ in results.with_metric(DIFFERENCE):
-        rows = with_labels(results.of(experiment), *LABELS)
-        rows = rows.assign(value=rows["value"].astype(float))
+    for experiment, rows in results.labelled(DIFFERENCE, *LABELS):
         figures[f"training_step.{experiment}"] = (experiment, _draw(rows))
     return figures
 
@@ -110,7 +105,8 @@ def _differences(
     )
     ax.axvspan(-100 * TOLERANCE, 100 * TOLERANCE, color="0.88", zorder=0)
     ax.axvline(0, color="0.4", linewidth=0.8)
-    for (network, offset), marker in zip(_offsets(networks).items(), cycle(MARKERS), strict=False):
+    marker = markers(networks)
+    for network, offset in _offsets(networks).items():
         own = percent[percent["network"] == network]
         counted = own["prediction"].isin(["counted"])
         colour = colours(networks)[network]
@@ -118,8 +114,8 @@ def _differences(
             (own[~counted], colour, network.upper()),
             (own[counted], "white", f"{network.upper()}, with multi-token prediction"),
         ):
-            ax.plot(some["value"], some["place"] + offset, marker, color=colour, markersize=5.5,
-                    markerfacecolor=face, label=text)  # fmt: skip
+            ax.plot(some["value"], some["place"] + offset, marker[network], color=colour,
+                    markersize=5.5, markerfacecolor=face, label=text)  # fmt: skip
     _rows(ax, [f"{QUANTITIES[quantity]}, from {SOURCES[method]}" for quantity, method in pairs])
     ax.set(xlabel="relative to the printed number (%)")
 

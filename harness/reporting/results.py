@@ -171,6 +171,15 @@ class Results:
             if not records.empty:
                 yield experiment, records
 
+    def labelled(self, metric: str, *names: str) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Yield every experiment that has records of ``metric``, and all of its records.
+
+        Some of their labels are columns, and values are floats.
+        """
+        for experiment, _ in self.with_metric(metric):
+            records = with_labels(self.of(experiment), *names)
+            yield experiment, records.assign(value=records["value"].astype(float))
+
     def sweeps(self) -> Iterator[Sweep]:
         """Yield every train experiment on each of its datasets, and models or optimizers."""
         swept = self.runs.dropna(subset=["model", "dataset", "optimizer"])

@@ -10,6 +10,7 @@ import seaborn
 matplotlib.use("Agg")
 
 DASHES: tuple[object, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
+MARKERS = "osD^v"
 WIDTH = 7.0
 HEIGHT = 3.4
 
@@ -44,3 +45,8 @@ def colours(names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
 def dashes(names: Sequence[str]) -> dict[str, object]:
     """Return a dash pattern per optimizer, so that colour is never the only difference."""
     return {name: DASHES[index % len(DASHES)] for index, name in enumerate(names)}
+
+
+def markers(names: Sequence[str]) -> dict[str, str]:
+    """Return a marker per name, so that points are told apart without colour too."""
+    return {name: MARKERS[index % len(MARKERS)] for index, name in enumerate(names)}
