@@ -14,8 +14,7 @@ def check(job: Job, context: Context) -> dict[str, Any]:
     Raises:
         UserError: If the device is missing or an optimizer cannot be built or cannot step.
     """
-    scale = f"{context.catalog.folder}/scales/{context.catalog.scale_name}.yaml"
-    with leased_device(context.catalog.scale.device, f"{scale}: device") as device:
+    with leased_device(context.catalog.scale.device, context.device_key) as device:
         for item in job.work:
             name = f"{context.catalog.folder}/optimizers.yaml: {item.factors.optimizer}"
             try:

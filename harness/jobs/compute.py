@@ -30,8 +30,7 @@ def compute(job: Job, context: Context) -> dict[str, Any]:
         }
     if "device" not in item.spec:
         return {"records": function(**arguments)}
-    where = f"{context.catalog.folder}/scales/{context.catalog.scale_name}.yaml: device"
-    with leased_device(item.spec["device"], where) as device:
+    with leased_device(item.spec["device"], context.device_key) as device:
         return {"records": function(**arguments, device=device)}
 
 

@@ -31,6 +31,11 @@ class Context:
         return self.results / self.catalog.scale_name
 
     @property
+    def device_key(self) -> str:
+        """File and key that ask for a device, for messages."""
+        return f"{self.catalog.folder}/scales/{self.catalog.scale_name}.yaml: device"
+
+    @property
     def calibration_cache(self) -> Path:
         """Folder of calibrated coefficients, shared by all scales."""
         return self.results / "calibration"

@@ -34,9 +34,8 @@ def evaluate(job: Job, context: Context) -> dict[str, Any]:
     [item] = job.work
     [trained] = [name for name in job.needs if context.job(name).stage == "train"]
     data = context.dataset_folder(job)
-    where = f"{context.catalog.folder}/scales/{context.catalog.scale_name}.yaml: device"
     records: list[dict[str, Any]] = []
-    with leased_device(context.catalog.scale.device, where) as device:
+    with leased_device(context.catalog.scale.device, context.device_key) as device:
         set_up_processor(context.catalog.scale.threads)
         for run in context.reported_runs(trained):
             folder = context.run_folder(run["run_id"])

@@ -45,9 +45,11 @@ def inject_faults(job: Job, context: Context) -> dict[str, Any]:
         Interrupted: When a signal asks for it.
         UserError: If training does not get as far as the faults, or has no such values.
     """
-    where = f"{context.catalog.folder}/scales/{context.catalog.scale_name}.yaml: device"
     records: list[dict[str, Any]] = []
-    with leased_device(context.catalog.scale.device, where) as device, stop_signals() as stop:
+    with (
+        leased_device(context.catalog.scale.device, context.device_key) as device,
+        stop_signals() as stop,
+    ):
         set_up_processor(context.catalog.scale.threads)
         set_float32_products()
         for item in job.work:

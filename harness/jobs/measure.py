@@ -36,8 +36,7 @@ def measure(job: Job, context: Context) -> dict[str, Any]:
             triples = calibrated_triples(str(item.factors.model), calibration, context)
         return lambda model: build_optimizer(spec, model, LEARNING_RATE, triples)
 
-    where = f"{context.catalog.folder}/scales/{context.catalog.scale_name}.yaml: device"
-    with leased_device(item.spec["device"], where) as device:
+    with leased_device(item.spec["device"], context.device_key) as device:
         torch.manual_seed(0)
         vocabulary = BYTES if model_spec.family == "decoder" else None
         model = build_model(model_spec, vocab_size=vocabulary).to(device)

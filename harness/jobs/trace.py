@@ -21,8 +21,7 @@ def trace(name: str, context: Context, output: Path) -> None:
     if "learning_rate" not in item.spec:
         raise UserError(f"--name: found '{name}', whose learning rate is yet to be tuned; expected "
                         "one of the tuning jobs")  # fmt: skip
-    where = f"{context.catalog.folder}/scales/{context.catalog.scale_name}.yaml: device"
-    with leased_device(context.catalog.scale.device, where) as device:
+    with leased_device(context.catalog.scale.device, context.device_key) as device:
         from harness.processor import set_up_processor
         from harness.training.trace import trace_steps
 

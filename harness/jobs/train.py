@@ -83,9 +83,11 @@ def _final_loss(context: Context, run_id: str) -> float:
 def _trainer(job: Job, context: Context) -> Iterator[Callable[[Work], dict[str, Any]]]:
     """Lease a device and yield what trains one run on it and returns its entry in the result."""
     scale = context.catalog.scale
-    where = f"{context.catalog.folder}/scales/{context.catalog.scale_name}.yaml: device"
     sharing = scale.jobs_per_gpu
-    with leased_device(scale.device, where, sharing=sharing) as device, stop_signals() as stop:
+    with (
+        leased_device(scale.device, context.device_key, sharing=sharing) as device,
+        stop_signals() as stop,
+    ):
         from harness.processor import set_up_processor
         from harness.training.loop import run_training
 
