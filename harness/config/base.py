@@ -1,10 +1,10 @@
 """What all configuration objects share: frozen, no unknown keys, errors that name the key."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from harness.errors import UserError, closest
 
@@ -44,28 +44,37 @@ def validate(kind: Any, data: Any, where: str) -> Any:
 
 def _one_line(error: ValidationError, data: Any, where: str) -> str:
     details = error.errors()
-    first = details[0]
-    key = ".".join(_keys(first["loc"], data))
-    separator = "." if ": " in where else ": "
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
+    keys = [_keys(detail, data) for detail in details]
+    # All members of a union complain about one key; the one that came deepest is what was meant.
+    related = [place for place, key in enumerate(keys) if key[: len(keys[0])] == keys[0]]
+    key = max((keys[place] for place in related), key=len)
+    same = [details[place] for place in related if keys[place] == key]
+    message = same[0]["msg"].removeprefix("Value error, ")
+    if same[0]["type"] == "missing":
         message = "required key is missing"
-    elif first["type"] != "value_error":
-        message = f"found {first['input']!r}, expected {_expectation(message)}"
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{where}{separator + key if key else ''}: {message}{more}"
+    elif same[0]["type"] != "value_error":
+        expected = dict.fromkeys(_expectation(detail["msg"]) for detail in same)
+        message = f"found {same[0]['input']!r}, expected {' or '.join(expected)}"
+    separator = "." if ": " in where else ": "
+    more = f" (and {len(details) - len(related)} more)" if len(details) > len(related) else ""
+    return f"{where}{separator + '.'.join(key) if key else ''}: {message}{more}"
 
 
-def _keys(location: tuple[int | str, ...], data: Any) -> Iterator[str]:
-    """Yield the keys of the user's file; pydantic's location also has the tags of unions."""
-    for part in location:
-        if isinstance(data, dict) and part not in data and part in data.values():
-            continue
-        data = data.get(part) if isinstance(data, dict) else None
-        yield str(part)
+def _keys(detail: ErrorDetails, data: Any) -> list[str]:
+    """Return the keys in the user's file; pydantic's location also has the tags of unions."""
+    location = detail["loc"]
+    keys = []
+    for place, part in enumerate(location, start=1):
+        try:
+            data = data[part]
+        except (TypeError, LookupError):
+            if detail["type"] != "missing" or place < len(location):
+                continue
+        keys.append(str(part))
+    return keys
 
 
 def _expectation(message: str) -> str:
     message = re.sub(r"^(Input should be|(List|Tuple) should have) ", "", message)
-    message = re.sub(r" after validation(, not \d+)?$", "", message)
+    message = re.sub(r" after validation(, not \d+)?$|, unable to parse .*$", "", message)
     return f"{message[0].lower()}{message[1:]}"
