@@ -29,6 +29,7 @@ lint: .venv/installed
 	if [ -s .venv/found-torch ]; then \
 	  echo "using the installed $$(tr '\n' ' ' < .venv/found-torch)"; \
 	  $(PYTHON) -m venv --system-site-packages .venv; \
+	  $(PYTHON) workflows/find_torch.py --path > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/found_torch.pth; \
 	  grep -v -E '^(torch|torchvision)==' constraints.txt | cat - .venv/found-torch > .venv/constraints.txt; \
 	else \
 	  $(PYTHON) -m venv .venv; cp constraints.txt .venv/constraints.txt; \

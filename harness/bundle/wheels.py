@@ -118,6 +118,8 @@ def _pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR: ")]
-        reason = (errors or result.stderr.splitlines() or ["no reason given"])[-1]
-        raise UserError(f"pip {arguments[0]}: {reason.removeprefix('ERROR: ')}")
+        lines = [line.strip() for line in result.stderr.splitlines()]
+        errors = [line[7:] for line in lines if line.lower().startswith("error: ")]
+        # pip has its own errors last; before them are those of what built a package.
+        reasons = errors or lines[-1:] or ["no reason given"]
+        raise UserError(f"pip {arguments[0]}: {'; '.join(dict.fromkeys(reasons))}")

@@ -97,14 +97,16 @@ def test_bfloat16_products_with_float32_accumulators_stay_within_their_promise(s
         assert distance(found, exact(matrix, triples)) < limit, name
 
 
+# In low ranks the rounding of single products shows, which differs between processors.
+LOW_RANKS = {"sixth rank": 2e-5, "rank eight": 5e-5, "rank one in noise": 5e-5, "rank one": 2e-4}
+
+
 @pytest.mark.parametrize("shape", [(256, 256), (264, 704), (704, 264)])
 def test_float32_products_stay_within_their_promise(shape):
     triples = schedule("muon", 5)
     for name, matrix in spectra(*shape).items():
-        # Below a rank of about 1/16 rounding of single products shows: 2e-5 for rank eight.
-        limit = 2e-4 if name in ("rank eight", "rank one", "rank one in noise") else FLOAT32
         found = orthogonalize(matrix, triples)
-        assert distance(found, exact(matrix, triples)) < limit, name
+        assert distance(found, exact(matrix, triples)) < LOW_RANKS.get(name, FLOAT32), name
 
 
 def test_usual_bfloat16_steps_are_far_from_the_polynomial_for_low_rank():

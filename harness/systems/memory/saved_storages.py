@@ -6,7 +6,7 @@ Kernels are those of a GPU, whatever the device: RMSNorm keeps its input and one
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +95,7 @@ class _Watch(TorchFunctionMode):
         if func is torch.searchsorted and kwargs.get("out_int32"):
             return _even_ends(*args)
         if func is F.rms_norm:
-            result = _FusedNorm.apply(*args, **kwargs)
+            result = _fused_norm(*args, **kwargs)
             self._name(result, "norm_output")
             return result
         result = func(*args, **kwargs)
@@ -153,6 +153,12 @@ class _FusedNorm(torch.autograd.Function):
         rows = x.new_empty(x.shape[: -len(shape)], dtype=torch.float32)
         ctx.save_for_backward(x, weight, rows)
         return torch.empty_like(x)
+
+
+def _fused_norm(
+    x: Tensor, shape: list[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    return cast(Tensor, _FusedNorm.apply(x, shape, weight, eps))
 
 
 def _even_ends(experts_A: Tensor, every_E: Tensor) -> Tensor:
