@@ -65,7 +65,8 @@ class Claim(Spec):
 
     ``exact`` is a closed form and must agree within ``tolerance`` (relative). ``value`` is judged
     only at ``scale``. ``ordering`` is the sign of a paired difference at any scale. ``bound`` is a
-    range that a measured number, with its interval, must lie in.
+    range that a number must lie in with its interval: a difference at any scale, another one only
+    at ``scale``.
     """
 
     source: str = Field(description="paper and place in it")
@@ -78,7 +79,8 @@ class Claim(Spec):
     low: float | None = Field(None, description="smallest value that a bound allows")
     high: float | None = Field(None, description="largest value that a bound allows")
     scale: str = Field(
-        "any", description="the scale at which the claim was made; values and bounds wait for it"
+        "any",
+        description="the scale at which the claim was made; agreement elsewhere is of direction",
     )
     evidence: ValueEvidence | OrderingEvidence | None = None
     nothing: str | None = Field(None, description="why there is no evidence to be had here")

@@ -1,5 +1,6 @@
 """Means over seeds and paired differences, with intervals that deserve their name."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,9 +34,9 @@ class Estimate:
         """Whether the values say anything about their own spread.
 
         A single value does not, and neither do a few equal ones: scores that count something, such
-        as accuracies, can agree by chance.
+        as accuracies, can agree by chance. An infinite one, of runs that diverged, is beyond that.
         """
-        return self.count > 1 and self.high > self.low
+        return self.count > 1 and (self.high > self.low or math.isinf(self.mean))
 
     @property
     def half_width(self) -> float:

@@ -17,7 +17,7 @@ from harness.config.claims_schema import (
 )
 from harness.files import write_atomically
 from harness.records.statistics import Estimate, mean_over_seeds, paired_difference
-from harness.reporting.results import Results, Sweep, label, with_labels
+from harness.reporting.results import Results, Sweep, higher_is_better, label, with_labels
 
 Verdict = Literal["reproduced", "direction reproduced", "unresolved", "contradicted", "not run"]
 VERDICTS: tuple[Verdict, ...] = (
@@ -63,21 +63,25 @@ def judge(name: str, claim: Claim, results: Results) -> Iterator[dict[str, Any]]
 
 def verdict_of(claim: Claim, estimate: Estimate, scale: str) -> Verdict:
     """Return the verdict on a claim, given what was found at ``scale``."""
+    at_published_scale = claim.scale in ("any", scale)
     if claim.rule == "ordering":
         assert claim.sign is not None
-        return _ordering(claim.sign, estimate, at_published_scale=claim.scale in ("any", scale))
+        return _ordering(claim.sign, estimate, at_published_scale=at_published_scale)
     if claim.rule == "value" and claim.scale != scale:
         return "not run"
-    if claim.rule == "bound" and claim.scale not in ("any", scale):
-        return "not run"
     if claim.rule == "bound":
+        if not at_published_scale and isinstance(claim.evidence, ValueEvidence):
+            return "not run"
         low = -math.inf if claim.low is None else claim.low
         high = math.inf if claim.high is None else claim.high
-        return _within(low, high, estimate)
-    assert claim.value is not None
-    assert claim.tolerance is not None
-    close = math.isclose(estimate.mean, claim.value, rel_tol=claim.tolerance, abs_tol=0.0)
-    return "reproduced" if close else "contradicted"
+    else:
+        assert claim.value is not None
+        assert claim.tolerance is not None
+        ends = (claim.value * (1 - claim.tolerance), claim.value * (1 + claim.tolerance))
+        low, high = sorted(ends)
+    verdict = _within(low, high, estimate)
+    elsewhere = claim.rule == "bound" and not at_published_scale
+    return "direction reproduced" if verdict == "reproduced" and elsewhere else verdict
 
 
 def _ordering(sign: int, estimate: Estimate, *, at_published_scale: bool) -> Verdict:
@@ -120,8 +124,10 @@ def _comparisons(evidence: ComparisonEvidence, results: Results) -> Iterator[tup
         else:
             difference = sweep.difference(evidence.metric, first, second)
             where = f"{first} - {second}"
+        sides = [(name, sweep.runs_of(name, "reporting")) for name in (first, second)]
+        difference, note = _with_diverged(difference, evidence.metric, sides)
         if difference is not None:
-            yield f"{where}, {evidence.metric}, {sweep.name}", difference
+            yield f"{where}, {evidence.metric}, {sweep.name}{note}", difference
 
 
 def _label_comparisons(evidence: LabelEvidence, results: Results) -> Iterator[tuple[str, Estimate]]:
@@ -151,12 +157,44 @@ def _conditions(evidence: ConditionEvidence, results: Results) -> Iterator[tuple
             difference = paired_difference(*(
                 sweep.final(evidence.metric, evidence.optimizer) for sweep in (one, other)
             ))  # fmt: skip
+            sides = [(sweep.experiment, sweep.runs_of(evidence.optimizer, "reporting"))
+                     for sweep in (one, other)]  # fmt: skip
+            difference, note = _with_diverged(difference, evidence.metric, sides)
             if difference is not None:
-                place = f"{one.fixed}, {one.dataset}"
+                place = f"{one.fixed}, {one.dataset}{note}"
                 yield (
                     f"{first} - {second}, {evidence.optimizer}, {evidence.metric}, {place}",
                     difference,
                 )
+
+
+def _with_diverged(
+    difference: Estimate | None, metric: str, sides: list[tuple[str, pd.DataFrame]]
+) -> tuple[Estimate | None, str]:
+    """Return a difference that knows of runs that diverged, and a note that names them.
+
+    A side whose runs all diverged is worse than one without divergence, by more than any number.
+    Where only some of them did, those that are left are a selection, and nothing is resolved.
+
+    Args:
+        difference: First minus second side of the runs that completed.
+        metric: What differs.
+        sides: Name and reporting runs of both.
+    """
+    diverged = [int((runs["status"] == "diverged").sum()) for _, runs in sides]
+    totals = [len(runs) for _, runs in sides]
+    if not any(diverged) or not all(totals):
+        return difference, ""
+    note = "".join(f", {count} of {total} runs of {name} diverged"
+                   for (name, _), count, total in zip(sides, diverged, totals, strict=True)
+                   if count)  # fmt: skip
+    shares = [count / total for count, total in zip(diverged, totals, strict=True)]
+    if sorted(shares) == [0, 1]:
+        largest = math.copysign(math.inf, shares[0] - shares[1])
+        ends = -largest if higher_is_better(metric) else largest
+        return Estimate(ends, ends, ends, min(totals)), note
+    mean = math.nan if difference is None else difference.mean
+    return Estimate(mean, -math.inf, math.inf, min(totals)), note
 
 
 def _sweeps(results: Results, experiment: str) -> Iterable[Sweep]:

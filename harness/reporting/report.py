@@ -58,9 +58,11 @@ def _sections(
     yield "## Claims"
     yield (
         "Every verdict is computed from records. *Reproduced*: agrees at the scale at which it was "
-        "claimed. *Direction reproduced*: the paired difference has the claimed sign, at another "
-        "scale. *Unresolved*: its 95 % interval contains zero, or an end of the claimed range. "
-        "Claims about values are judged only at the published scale."
+        "claimed. *Direction reproduced*: the paired difference has the claimed sign, or lies in "
+        "the claimed range, at another scale. *Unresolved*: its 95 % interval contains zero, or an "
+        "end of the claimed range, or some of its runs diverged. Claims about values are judged "
+        "only at the published scale. Intervals are not widened for the number of claims: of "
+        "twenty without any effect, one is expected to be resolved."
     )
     for prefix, paper in PAPERS.items():
         ds = ledger["id"].str.startswith("ds.")
@@ -113,7 +115,7 @@ def _ledger(paper: str, rows: pd.DataFrame) -> Iterator[str]:
 
 
 def _measured(mean: str, low: str, high: str) -> str:
-    text = f"{float(mean):.4g}"
+    text = f"{float(mean):.4g}" if mean != "" else "-"
     return f"{text} [{float(low):.4g}, {float(high):.4g}]" if low not in ("", mean) else text
 
 

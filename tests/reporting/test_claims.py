@@ -50,6 +50,9 @@ def test_values_are_judged_only_at_their_scale():
     assert verdict_of(value, estimate(2.54), "smoke") == "not run"
     assert verdict_of(value, estimate(2.55), "paper") == "reproduced"
     assert verdict_of(value, estimate(2.60), "paper") == "contradicted"
+    # With an interval, all of it has to agree, or to differ.
+    assert verdict_of(value, estimate(2.55, 0.02), "paper") == "unresolved"
+    assert verdict_of(value, estimate(2.60, 0.02), "paper") == "contradicted"
 
 
 def test_closed_forms_and_bounds():
@@ -80,6 +83,14 @@ def test_bounds_of_another_scale_wait_for_it():
     bound = claim(rule="bound", low=0.8, high=0.9, scale="paper", evidence=VALUE)
     assert verdict_of(bound, estimate(0.85), "smoke") == "not run"
     assert verdict_of(bound, estimate(0.85), "paper") == "reproduced"
+
+
+def test_bounds_of_differences_are_a_direction_at_another_scale():
+    compared = {key: LOWER[key] for key in ("experiment", "metric", "compare")}
+    bound = claim(rule="bound", low=-0.0025, high=0.0025, scale="paper", evidence=compared)
+    assert verdict_of(bound, estimate(0.001), "smoke") == "direction reproduced"
+    assert verdict_of(bound, estimate(0.003), "smoke") == "contradicted"
+    assert verdict_of(bound, estimate(0.001), "paper") == "reproduced"
 
 
 @pytest.mark.parametrize(
@@ -177,3 +188,42 @@ def test_one_optimizer_is_compared_between_two_conditions(tmp_path):
     reverse = evidence | {"optimizer": "adamw"}
     [row] = judge("a.b", claim(rule="ordering", evidence=reverse), results)
     assert (row["verdict"], row["evidence"]) == ("not run", "experiment noisy and clean")
+
+
+@pytest.mark.parametrize(
+    ("square", "blocks", "verdict", "note"),
+    [
+        ("ddd", "ccc", "direction reproduced", ", 3 of 3 runs of square diverged"),
+        ("ccc", "ddd", "contradicted", ", 3 of 3 runs of blocks diverged"),
+        ("dcc", "ccc", "unresolved", ", 1 of 3 runs of square diverged"),
+        ("ddd", "dcc", "unresolved", ", 3 of 3 runs of square diverged, 1 of 3 runs of blocks div"),
+        ("d", "c", "unresolved", ", 1 of 1 runs of square diverged"),
+    ],
+)
+@pytest.mark.parametrize("metric", ["test/loss", "test/accuracy"])
+def test_runs_that_diverge_are_worse_and_survivors_no_evidence(
+    square, blocks, verdict, note, metric, tmp_path
+):
+    runs, records = [], []
+    for member, statuses in (("square", square), ("blocks", blocks)):
+        for seed, status in enumerate(statuses):
+            run = {"experiment": "e", "run_id": f"{member}{seed}", "role": "reporting",
+                   "model": "m", "dataset": "d", "optimizer": member, "seed": seed}  # fmt: skip
+            status = {"c": "completed", "d": "diverged"}[status]
+            runs.append(run | {"status": status, "spec": "{}", "environment": "{}"})
+            if status == "completed":
+                value = 0.1 * seed + (member == "square") * (0.2 + 0.01 * seed)
+                records.append(run | {"metric": metric, "step": 5, "value": value, "unit": "1",
+                                      "labels": "{}"})  # fmt: skip
+    worse = "first_higher" if metric == "test/loss" else "first_lower"
+    evidence = {"experiment": "e", "metric": metric, "compare": ["square", "blocks"],
+                "claimed": worse}  # fmt: skip
+    results = results_of(tmp_path, records, runs, {})
+    [row] = judge("a.b", claim(rule="ordering", scale="paper", evidence=evidence), results)
+    assert row["verdict"] == verdict
+    assert note in row["evidence"]
+    # A bound needs one number, but not one of the runs that are left.
+    bound = {key: evidence[key] for key in ("experiment", "metric", "compare")}
+    [row] = judge("a.b", claim(rule="bound", low=-9, high=9, evidence=bound), results)
+    some = "1 of 3" in note
+    assert row["verdict"] == ("unresolved" if some else "contradicted")

@@ -207,7 +207,7 @@ def test_published_groups_add_less_than_a_hundredth(records):
 
 
 def test_the_ledger_has_this_verdict(records, verdicts_of):
-    assert verdicts_of("hardware_recommendations", records) == {"ds.host.lanes": "reproduced"}
+    assert verdicts_of("hardware_recommendations", records) == {"ds.host.lanes": "contradicted"}
 
 
 @pytest.mark.parametrize(
