@@ -4,6 +4,10 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+# Valid names that a message lists at most.
+LISTED = 20
+
+
 class UserError(ValueError):
     """A mistake in the user's input: configuration, data, files or hardware.
 
@@ -24,7 +28,11 @@ def closest(name: str, valid: Iterable[str]) -> str:
         valid: What would have been accepted.
     """
     candidates = sorted(valid)
-    matches = get_close_matches(name, candidates, n=1, cutoff=0.6)
+    # Case is what is mistaken most easily.
+    folded = {candidate.casefold(): candidate for candidate in candidates}
+    matches = get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
     if matches:
-        return f" (did you mean '{matches[0]}'?)"
-    return f" (valid: {', '.join(candidates)})"
+        return f" (did you mean '{folded[matches[0]]}'?)"
+    shown = ", ".join(candidates[:LISTED])
+    more = f" and {len(candidates) - LISTED} more" if len(candidates) > LISTED else ""
+    return f" (valid: {shown}{more})"

@@ -29,6 +29,19 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file that this project wrote.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: found no JSON ({error}), expected what was written there; "
+                        "move it away to have it made again") from None  # fmt: skip
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder to write into, which becomes ``folder`` if nothing is raised.
