@@ -24,9 +24,9 @@ from harness.errors import closest
 from harness.measurement.benchmark import benchmark_parser, parse_options, write_report
 from harness.measurement.optimizer_step import (
     gaussian_gradient,
-    prepare_step,
     time_optimizer_steps,
     timed,
+    with_gradients,
 )
 from harness.models import build_model
 from harness.optimizers import build_optimizer, route_parameters
@@ -204,7 +204,7 @@ def measure_model(
         # Of the whole model; one step on a CPU needs as much for any number of layers.
         "largest_batch_bytes": round(largest_batch_bytes(matrices) / timed_share),
         "peak_step_bytes": {
-            optimizer: peak_step_memory(prepare_step(built[optimizer], matrices), device)
+            optimizer: peak_step_memory(built[optimizer](with_gradients(matrices)).step, device)
             for optimizer in ("adamw_fused", "torch_muon", "muon", "root")
         },
     }

@@ -185,6 +185,8 @@ def _sample(
         for _ in range(STEPS_PER_SAMPLE):
             replay()
 
+    # A CUDA graph reads its inputs where they were; nothing else keeps these.
+    sample.inputs = tokens_B1  # type: ignore[attr-defined]
     return sample
 
 

@@ -12,14 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
+import pynvml
 import torch
 
 from harness.measurement.optimizer_step import timed
-
-try:
-    import pynvml
-except ImportError:  # the package nvidia-ml-py is optional
-    pynvml = None
 
 POWERCAP = Path("/sys/class/powercap")
 MILLI, MICRO = 1e-3, 1e-6
@@ -108,12 +104,12 @@ def _unreadable() -> suppress:
 
     NVML has none for a part of a GPU (MIG), nor for GPUs before Volta.
     """
-    return suppress(OSError) if pynvml is None else suppress(OSError, pynvml.NVMLError)
+    return suppress(OSError, pynvml.NVMLError)
 
 
 def _counter(device: torch.device, powercap: Path) -> _Counter | None:
     with _unreadable():
-        if device.type == "cuda" and pynvml is not None:
+        if device.type == "cuda":
             return _Gpu(device)
         if device.type == "cpu":
             return _Packages(powercap)

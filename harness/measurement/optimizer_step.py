@@ -28,13 +28,17 @@ def time_optimizer_steps(
 ) -> list[dict[str, Any]]:
     """Return the time of one step per optimizer and round, as records.
 
+    All optimizers step the same parameters, whose values do not matter: one copy for each would not
+    fit a GPU that fits them all in turn.
+
     Args:
-        optimizers: Builders by name; each gets its own copy of the parameters.
-        model: Supplies parameters, their roles and the device.
+        optimizers: Builders by name.
+        model: Supplies parameters, their roles and the device; stays as it is.
         rounds: Timed rounds, after untimed ones that pay for allocation and compilation.
         draw: Returns a gradient for a parameter; gradients stay the same over all rounds.
     """
-    built = {name: prepare_step(build, model, draw) for name, build in optimizers.items()}
+    stepped = with_gradients(model, draw)
+    built = {name: build(stepped).step for name, build in optimizers.items()}
     records = []
     for round_ in range(-WARMUP_ROUNDS, rounds):
         for name, step in built.items():
@@ -46,17 +50,15 @@ def time_optimizer_steps(
     return records
 
 
-def prepare_step(
-    build: Callable[[nn.Module], Any],
-    model: nn.Module,
-    draw: Callable[[Tensor, torch.Generator], Tensor] = gaussian_gradient,
-) -> Callable[[], None]:
-    """Return a function that takes one optimizer step on a copy of ``model``."""
+def with_gradients(
+    model: nn.Module, draw: Callable[[Tensor, torch.Generator], Tensor] = gaussian_gradient
+) -> nn.Module:
+    """Return a copy of ``model`` with gradients."""
     own = deepcopy(model)
     generator = torch.Generator(next(own.parameters()).device).manual_seed(0)
     for parameter in own.parameters():
         parameter.grad = draw(parameter, generator)
-    return build(own).step
+    return own
 
 
 def timed(step: Callable[[], object], device: torch.device) -> float:

@@ -160,53 +160,78 @@ def hardware_product(
             13 fraction bits, instead of adding them up in float32 (DeepSeek-V3, section 3.3.2).
             Only for scales per tensor or row.
     """
-    left = _by_row(left, fp8)
-    left_scales, left_recipe = _scales(left, fp8)
-    right_scales, right_recipe = _scales(right, fp8)
+    return _tensor_core_product(
+        left.values, left.scales, list(left.group),
+        right.values, right.scales, list(right.group),
+        fp8.scaling, dtype, fast_accumulation,
+    )  # fmt: skip
+
+
+# One operator for the compiler: it cannot trace `scaled_mm` before torch 2.13, and what it fuses
+# around the product must not change the order in memory that tensor cores need.
+@torch.library.custom_op("optrepro::fp8_product", mutates_args=())
+def _tensor_core_product(
+    left_MK: Tensor, left_scales: Tensor, left_group: list[int],
+    right_NK: Tensor, right_scales: Tensor, right_group: list[int],
+    scaling: str, dtype: torch.dtype, fast_accumulation: bool,
+) -> Tensor:  # fmt: skip
+    left = _by_row(Quantized(left_MK, left_scales, (left_group[0], left_group[1])), scaling)
+    right = Quantized(right_NK, right_scales, (right_group[0], right_group[1]))
+    scales, left_recipe = _scales(left, scaling)
+    other_scales, right_recipe = _scales(right, scaling)
     product_MN = F.scaled_mm(
-        _values(left, fp8),
-        _values(right, fp8).mT,
-        left_scales,
+        _values(left, scaling),
+        _values(right, scaling).mT,
+        scales,
         left_recipe,
-        right_scales.mT if right_recipe == ScalingType.RowWise else right_scales,
+        other_scales.mT if scaling == "row" else other_scales,
         right_recipe,
         output_dtype=dtype,
         use_fast_accum=fast_accumulation,
     )
-    return product_MN[: len(left.values), : len(right.values)]
+    return product_MN[: len(left_MK), : len(right_NK)].contiguous()
 
 
-def _by_row(left: Quantized, fp8: Fp8) -> Quantized:
+@_tensor_core_product.register_fake
+def _(
+    left_MK: Tensor, left_scales: Tensor, left_group: list[int],
+    right_NK: Tensor, right_scales: Tensor, right_group: list[int],
+    scaling: str, dtype: torch.dtype, fast_accumulation: bool,
+) -> Tensor:  # fmt: skip
+    return left_MK.new_empty((left_MK.shape[0], right_NK.shape[0]), dtype=dtype)
+
+
+def _by_row(left: Quantized, scaling: str) -> Quantized:
     """Return square blocks as tiles of equal scales: no product takes blocks on both sides."""
-    if fp8.scaling != "block":
+    if scaling != "block":
         return left
     height, width = left.group
     scales = left.scales.repeat_interleave(height, dim=0)[: len(left.values)]
     return Quantized(left.values, scales, (1, width))
 
 
-def _values(operand: Quantized, fp8: Fp8) -> Tensor:
+def _values(operand: Quantized, scaling: str) -> Tensor:
     """Return the values in row-major order, filled up with zeros to whole groups and 16 bytes."""
     rows, columns = operand.values.shape
-    group = operand.group if fp8.scaling == "block" else (1, 1)
+    group = operand.group if scaling == "block" else (1, 1)
     height, width = (max(side, ALIGNMENT) for side in group)
     # Padding is not implemented for FP8 types; a zero byte is a zero in both.
     padded = F.pad(operand.values.view(torch.uint8), (0, -columns % width, 0, -rows % height))
     return padded.contiguous().view(operand.values.dtype)
 
 
-def _scales(operand: Quantized, fp8: Fp8) -> tuple[Tensor, ScalingType]:
+def _scales(operand: Quantized, scaling: str) -> tuple[Tensor, ScalingType]:
     """Return the scales as `scaled_mm` takes them, for filled-up values, and its name for them.
 
     One for the tensor, one per row (M x 1), per tile (M x K / 128, those of a column adjacent in
     memory) or per block (K / 128 filled up to fours x M / 128, those along K adjacent).
     """
-    if fp8.scaling == "tensor":
+    if scaling == "tensor":
         return operand.scales, ScalingType.TensorWise
     if operand.group[0] > 1:
         filled = F.pad(operand.scales, (0, -operand.scales.shape[1] % SCALE_ALIGNMENT))
         return filled.contiguous().mT, ScalingType.BlockWise128x128
     filled = F.pad(operand.scales, (0, 0, 0, -len(operand.values) % ALIGNMENT), value=1.0)
-    if fp8.scaling == "row":
+    if scaling == "row":
         return filled, ScalingType.RowWise
     return filled.mT.contiguous().mT, ScalingType.BlockWise1x128

@@ -15,6 +15,7 @@ from torch.nn.functional import ScalingType
 from harness.config.decoder_schema import Fp8
 from harness.models import fp8 as fp8_module
 from harness.models.fp8 import fp8_backend
+from harness.models.linear import project
 from tests.models.test_fp8 import assert_near, matrices, operands, reference_linear, run
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
@@ -164,3 +165,27 @@ def test_tensor_cores_and_their_emulation_agree(scaling, monkeypatch):
     for result, reference in zip(matrices(*actual), matrices(*expected), strict=True):
         # 13 fraction bits within a tensor core.
         assert_near(result, reference, 2e-3)
+
+
+@pytest.mark.parametrize("fp8", [Fp8(scaling="tensor"), Fp8(scaling="row"), Fp8()])
+def test_compiled_layers_are_whole_and_give_tensor_cores_the_same(fp8, tensor_cores):
+    x, weight, gradient = operands((69,), 200, 72)
+
+    def branch(x, weight):
+        return F.silu(project(x.tanh(), weight, fp8))
+
+    def results(function):
+        leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        y = function(*leaves)
+        y.backward(gradient)
+        return [y.detach(), *(leaf.grad for leaf in leaves)]
+
+    expected = results(branch)
+    asked = tensor_cores.copy()
+    tensor_cores.clear()
+    torch.compiler.reset()
+    found = results(torch.compile(branch, backend="aot_eager", fullgraph=True))
+    torch.compiler.reset()
+    assert tensor_cores == asked
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
