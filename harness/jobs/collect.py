@@ -22,7 +22,11 @@ RECORDING = ("calibrate", "evaluate", "precision", "measure", "compute", "faults
 
 
 def collect(context: Context) -> None:
-    """Write ``records.parquet``, ``runs.parquet`` and ``plan.json`` of the context's scale."""
+    """Write ``records.parquet``, ``runs.parquet`` and ``plan.json`` of the context's scale.
+
+    Raises:
+        UserError: If what a job or a run recorded is damaged or gone.
+    """
     records: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
     for job in context.jobs.values():
@@ -56,7 +60,7 @@ def _training_run(
         "labels": "{}",
         **run["factors"],
     }
-    records = [common | row for row in folder.metrics()]
+    records = [common | row for row in folder.recorded_metrics(summary)]
     if summary["status"] == "completed":
         records += [common | row for row in _whole_run(job, summary)]
     row = {

@@ -1,6 +1,5 @@
 """What every job needs to know: its configuration and where results live."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from harness.config.catalog import Catalog
 from harness.errors import UserError
+from harness.files import read_json
 from harness.plan.expand import expand
 from harness.plan.job import Job
 from harness.records.run_folder import RunFolder
@@ -62,8 +62,16 @@ class Context:
         return self.scale_folder / job.output
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return what the job called ``name`` wrote."""
-        return json.loads(self.output(self.job(name)).read_text())
+        """Return what the job called ``name`` wrote.
+
+        Raises:
+            UserError: If it has not done so, or the file is damaged.
+        """
+        path = self.output(self.job(name))
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; expected the result of a job that 'snakemake' "
+                            "runs")  # fmt: skip
+        return read_json(path)
 
     def reported_runs(self, name: str) -> list[dict[str, Any]]:
         """Return the runs of a training job that are more than trials."""

@@ -3,7 +3,6 @@
 Shape suffixes: P prompts, T positions.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from harness.data.locations import locate
 from harness.data.text import TokenStream, read_heldout
 from harness.data.tokenizers import load_tokenizer
 from harness.evaluation.heldout_tasks import HELDOUT_TASKS, write_heldout_tasks
-from harness.files import write_json
+from harness.files import read_json, write_json
 from harness.jobs.context import Context
 from harness.jobs.trained_model import load_trained
 from harness.measurement.speculation import measure_speculation
@@ -55,7 +54,7 @@ def _scores(
     """Return the scores of one run, from its folder if they were computed before."""
     path = folder.path / f"evaluation-{digest(spec)}.json"
     if path.is_file():
-        return json.loads(path.read_text())
+        return read_json(path)
     decoder = load_trained(folder, summary).to(device).eval()
     scores: list[dict[str, Any]] = []
     if spec["tasks"]:

@@ -14,6 +14,7 @@ from harness.errors import Interrupted
 from harness.jobs.context import Context
 from harness.plan.identity import identify
 from harness.plan.job import Factors, Job, Work
+from harness.records.run_folder import require_summary
 from harness.training.devices import leased_device
 
 SELECTION_METRIC = "validation/loss"
@@ -60,6 +61,9 @@ def best_learning_rate(trials: list[dict[str, Any]], context: Context) -> float 
     Args:
         trials: Listed runs of one sweep.
         context: Where they are.
+
+    Raises:
+        UserError: If what a trial recorded is damaged or gone.
     """
     losses: dict[float, list[float]] = defaultdict(list)
     for trial in trials:
@@ -72,11 +76,13 @@ def best_learning_rate(trials: list[dict[str, Any]], context: Context) -> float 
 
 def _final_loss(context: Context, run_id: str) -> float:
     folder = context.run_folder(run_id)
-    summary = folder.summary()
-    if summary is None or summary["status"] != "completed":
+    summary = require_summary(folder)
+    if summary["status"] != "completed":
         return math.inf
-    rows = [row for row in folder.metrics() if row["metric"] == SELECTION_METRIC]
-    return rows[-1]["value"] if rows else math.inf
+    last = (SELECTION_METRIC, summary["spec"]["training"]["steps"])
+    rows = folder.recorded_metrics(summary)
+    # Only finite numbers are recorded: a last loss that was none has no row.
+    return next((row["value"] for row in rows if (row["metric"], row["step"]) == last), math.inf)
 
 
 @contextmanager

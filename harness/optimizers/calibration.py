@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from harness.config.base import Spec, validate
 from harness.config.optimizer_schema import Recording
@@ -140,7 +147,7 @@ def resolve_coefficients(
 
     Raises:
         UserError: If ``spec`` is not a valid calibration, or fits recorded matrices and a shape
-            has none.
+            has none, or a file of the cache is damaged.
     """
     calibration = validate(Calibration, dict(spec), _WHERE)
     recorded = recorded or {}
@@ -158,8 +165,18 @@ def resolve_coefficients(
         path = cache / f"{shape[0]}x{shape[1]}-{digest(key)}.json"
         if not path.is_file():
             write_json(path, asdict(calibrate(shape, calibration, spectra)))
-        found[shape] = TypeAdapter(Coefficients).validate_json(path.read_text())
+        found[shape] = _read(path)
     return found
+
+
+def _read(path: Path) -> Coefficients:
+    try:
+        return TypeAdapter(Coefficients).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(
+            f"{path}: found no coefficients ({error.errors()[0]['msg']}), expected what was "
+            "written there; delete it to have them fitted again"
+        ) from None
 
 
 def _fitted(shape: Shape, spec: Calibration, recorded: Sequence[np.ndarray]) -> Triple:

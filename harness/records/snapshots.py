@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from harness.errors import UserError
@@ -52,14 +53,20 @@ def read_snapshots(folder: RunFolder) -> Iterator[Snapshot]:
     """Yield what a run recorded, in the order of its steps; nothing of one that did not complete.
 
     Raises:
-        UserError: If the run is gone or a file is missing.
+        UserError: If the run is gone, or a file is missing or damaged.
     """
     for step in require_summary(folder).get("snapshots", ()):
         path = _path(folder, step)
         if not path.is_file():
             raise UserError(f"{path}: no such file, but the run recorded it; delete {folder.path} "
                             "to train this run again")  # fmt: skip
-        content = load_file(path)
+        try:
+            content = load_file(path)
+        except SafetensorError as error:
+            raise UserError(
+                f"{path}: found no whole file ({error}), expected what the run recorded; delete "
+                f"{folder.path} to train this run again"
+            ) from None
         spectra = {
             name.removeprefix(_SPECTRUM): values
             for name, values in content.items()

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
 from harness.errors import UserError
 
@@ -58,7 +59,7 @@ def load_records(folder: Path) -> pd.DataFrame:
     """Return the long table of ``folder`` with the columns of ``RECORD_COLUMNS``.
 
     Raises:
-        UserError: If the folder holds no such table or it lacks a column.
+        UserError: If the folder holds no such table, or it is damaged or lacks a column.
     """
     return _load(Path(folder) / "records.parquet", RECORD_COLUMNS)
 
@@ -67,7 +68,7 @@ def load_runs(folder: Path) -> pd.DataFrame:
     """Return one row per run and experiment of ``folder`` with the columns of ``RUN_COLUMNS``.
 
     Raises:
-        UserError: If the folder holds no such table or it lacks a column.
+        UserError: If the folder holds no such table, or it is damaged or lacks a column.
     """
     return _load(Path(folder) / "runs.parquet", RUN_COLUMNS)
 
@@ -75,7 +76,14 @@ def load_runs(folder: Path) -> pd.DataFrame:
 def _load(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected the records that 'snakemake' collects")
-    frame = pd.read_parquet(path)
+    try:
+        frame = pd.read_parquet(path)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: found no whole Parquet table ({reason}), expected the records that "
+            "'snakemake' collects; delete it to have them collected again"
+        ) from None
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise UserError(f"{path}: column '{missing[0]}' is missing, found {list(frame.columns)}")

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,25 @@ import torch
 from torch import Tensor
 
 from harness.errors import UserError
-from harness.files import sha256_of, write_atomically, write_json
+from harness.files import read_json, sha256_of, write_atomically, write_json
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> None:
     """Write ``state`` as the checkpoint of ``step`` and drop the older one.
 
-    The small pointer file is replaced last, so a kill at any moment leaves a whole checkpoint.
+    The small pointer file is replaced last, so a kill at any moment, or a disk that is full, leaves
+    a whole checkpoint.
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     path = folder / f"step-{step}.pt"
-    write_atomically(path, buffer.getvalue())
-    write_json(folder / "latest.json", {"step": step, "sha256": sha256_of(path)})
+    try:
+        write_atomically(path, buffer.getvalue())
+        write_json(folder / "latest.json", {"step": step, "sha256": sha256_of(path)})
+    finally:
+        # Of this write if it failed, and of earlier ones that were killed: they are large.
+        for partial in folder.glob("*.partial*"):
+            partial.unlink()
     for old in folder.glob("step-*.pt"):
         if old != path:
             old.unlink()
@@ -33,12 +38,12 @@ def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None
     """Return the last saved state, or None if there is none.
 
     Raises:
-        UserError: If the checkpoint is missing or differs from its digest.
+        UserError: If the checkpoint is missing, damaged or differs from its digest.
     """
     pointer = folder / "latest.json"
     if not pointer.is_file():
         return None
-    latest = json.loads(pointer.read_text())
+    latest = read_json(pointer)
     path = folder / f"step-{latest['step']}.pt"
     if not path.is_file() or sha256_of(path) != latest["sha256"]:
         state = "differs from its digest" if path.is_file() else "is missing"

@@ -2,12 +2,14 @@
 
 import gc
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -22,6 +24,9 @@ from harness.training.step import (
     finer_accumulation,
     micro_batches_matter,
 )
+
+# What CUDA and its libraries say where they, and not torch's allocator, found no memory.
+NO_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def run_training(
@@ -40,9 +45,10 @@ def run_training(
     """Train the run of ``spec``, or return the summary that it already has.
 
     Divergence and lack of memory are results, and so is any other exception of a run: each is
-    recorded as the run's status and never stops the rest of a sweep. A run that is out of memory
-    goes on from its last checkpoint with smaller micro-batches as long as there are any and they
-    change nothing but rounding; the summary says how many times.
+    recorded as the run's status and never stops the rest of a sweep. Storage that fails says
+    nothing about a run: it ends the job, and the next one goes on from the last checkpoint. A run
+    that is out of memory goes on from its last checkpoint with smaller micro-batches as long as
+    there are any and they change nothing but rounding; the summary says how many times.
 
     Args:
         spec: Resolved training specification with learning rate and seed.
@@ -59,9 +65,9 @@ def run_training(
 
     Raises:
         Interrupted: When ``stop`` says so, after saving a checkpoint.
-        UserError: If data or checkpoint are not what they should be.
+        UserError: If data or checkpoint are not what they should be, or cannot be read or written.
     """
-    with folder.lock():
+    with _storage(folder), folder.lock():
         done = folder.summary()
         if done is not None and (folder.weights.is_file() or not keep_weights or
                                  done["status"] != "completed"):  # fmt: skip
@@ -88,10 +94,25 @@ def run_training(
             "spec": spec,
             "environment": environment() | threads | products | backends,
             "started": started,
+            "metrics_sha256": folder.metrics_sha256(),
             **outcome,
         }
         folder.write_summary(summary)
         return summary
+
+
+@contextmanager
+def _storage(folder: RunFolder) -> Iterator[None]:
+    """Turn a disk that is full or fails into one line."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # What fails while it is written to has no name.
+        path = getattr(error, "filename", None) or folder.path
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: {reason}, expected files that can be read and written; nothing "
+                        "is recorded as the run's outcome, and 'snakemake' goes on from its last "
+                        "checkpoint once this is mended") from error  # fmt: skip
 
 
 def _outcome(
@@ -121,16 +142,17 @@ def _attempt(
         outcome = train(run) | {"status": "completed"}
     except NonFiniteLoss as error:
         outcome = {"status": "diverged", "reason": str(error)}
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        reason = (str(error) or "out of host memory").splitlines()[0]
-        outcome = {"status": "out_of_memory", "reason": reason}
-        if run is not None:
-            outcome |= _retry(run.step, reason)
-    except (Interrupted, UserError):
+    except (Interrupted, UserError, OSError, SafetensorError):
         raise
     except Exception as error:
-        traceback.print_exc()
-        outcome = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+        if _lacks_memory(error):
+            reason = (str(error) or "out of host memory").splitlines()[0]
+            outcome = {"status": "out_of_memory", "reason": reason}
+            if run is not None:
+                outcome |= _retry(run.step, reason)
+        else:
+            traceback.print_exc()
+            outcome = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
     finally:
         if run is not None:
             run.step.close()
@@ -138,6 +160,12 @@ def _attempt(
     if run is not None:
         outcome |= {"accumulation": run.step.accumulation}
     return outcome, backends
+
+
+def _lacks_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
 
 
 def _retry(step: TrainingStep, reason: str) -> dict[str, Any]:
@@ -151,5 +179,8 @@ def _retry(step: TrainingStep, reason: str) -> dict[str, Any]:
 def _save_weights(model: nn.Module, path: Path) -> None:
     partial = path.with_suffix(".partial")
     # Tied weights share storage, which safetensors refuses; clones are written instead.
-    save_file({k: v.detach().cpu().clone() for k, v in model.state_dict().items()}, partial)
-    partial.replace(path)
+    try:
+        save_file({k: v.detach().cpu().clone() for k, v in model.state_dict().items()}, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

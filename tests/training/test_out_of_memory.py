@@ -21,14 +21,19 @@ MIXTURE = MODEL | {
 }  # fmt: skip
 
 
-def with_memory_for(monkeypatch, sequences: int, *, from_progress: float = 0.0) -> list[int]:
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
+
+
+def with_memory_for(
+    monkeypatch, sequences: int, *, from_progress: float = 0.0, error: Exception = NO_MEMORY
+) -> list[int]:
     """Let larger micro-batches run out of memory, and return the sizes of all that were tried."""
     objective, tried = LanguageTask.objective, []
 
     def limited(self, model, inputs, targets, progress):
         tried.append(len(inputs))
         if len(inputs) > sequences and progress >= from_progress:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
+            raise error
         return objective(self, model, inputs, targets, progress)
 
     monkeypatch.setattr(LanguageTask, "objective", limited)
@@ -52,6 +57,18 @@ def test_it_gives_up_when_one_example_does_not_fit(tmp_path, data, monkeypatch):
     assert summary["status"] == "out_of_memory"
     assert summary["reason"] == "CUDA out of memory. Tried to allocate 2.00 GiB."
     assert (summary["accumulation"], summary["out_of_memory_retries"]) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+     "CUDA error: out of memory\nCUDA kernel errors might be reported later."],
+)  # fmt: skip
+def test_libraries_run_out_of_memory_in_words_of_their_own(message, tmp_path, data, monkeypatch):
+    tried = with_memory_for(monkeypatch, 2, error=RuntimeError(message))
+    summary = run(specification(), RunFolder(tmp_path, "library"), data)
+    assert tried[:2] == [4, 2]
+    assert (summary["status"], summary["accumulation"]) == ("completed", 2)
 
 
 def test_a_model_that_does_not_fit_is_not_tried_again(tmp_path, data, monkeypatch):
