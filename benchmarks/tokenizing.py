@@ -10,6 +10,7 @@ nothing but the tokenizer takes time. Both use all cores (RAYON_NUM_THREADS says
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -123,8 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"--rounds: found {options.rounds}, expected at least 1")
-    if options.megabytes < 0.1:
-        parser.error(f"--megabytes: found {options.megabytes}, expected at least 0.1")
+    # Also false for what is not a number.
+    if not 0.1 <= options.megabytes < math.inf:
+        parser.error(f"--megabytes: found {options.megabytes}, expected at least 0.1, and finite")
     with TemporaryDirectory() as folder:
         texts = corpus(options.megabytes)
         report = measure(texts, options.vocab_size, options.rounds, Path(folder))

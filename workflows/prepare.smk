@@ -15,11 +15,22 @@ rule check:
         JOB
 
 
-rule prepare:
+# Prepared data belong to all scales, but inputs of another name, or that are not there yet, would
+# prepare them again: this file has one name at every scale, and stays beside the data.
+rule checked:
     input:
         after=after,
     output:
-        "results/data/{job}/manifest.json",
+        touch("results/data/{job}/checked"),
+    priority: priority
+
+
+rule prepare:
+    input:
+        after=ancient("results/data/{job}/checked"),
+    output:
+        # Stays where it is while the job runs, and comes back if it fails.
+        update("results/data/{job}/manifest.json"),
     priority: priority
     log:
         "results/data/{job}/prepare.log",

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 MANIFEST, CHECKOUT, WHEELS = "manifest.json", "checkout", "wheels"
+KEYS = {"commit", "python", "without", "parts", "files"}
 BLOCK = 1 << 20
 
 
@@ -63,11 +64,13 @@ def unbundle(folder: Path, output: Path) -> list[str]:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"{path}: missing; expected a folder that holds a bundle") from None
     except ValueError:
-        raise BundleError(f"{path}: damaged; copy it again") from None
+        manifest = None
+    if not isinstance(manifest, dict) or not manifest.keys() >= KEYS:
+        raise BundleError(f"{path}: damaged; copy it again")
     return manifest
 
 

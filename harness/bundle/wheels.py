@@ -31,8 +31,11 @@ def missing_packages(root: Path, without: Sequence[str], python: str) -> list[st
         python: Its Python, e.g. ``3.12``.
 
     Raises:
-        UserError: If a name is not in ``constraints.txt`` or torch is not among them.
+        UserError: If a name is not in ``constraints.txt`` or torch is not among them, or
+            ``python`` is no version.
     """
+    if re.fullmatch(r"[0-9]+\.[0-9]+", python) is None:
+        raise UserError(f"--python: found '{python}', expected e.g. 3.12")
     lines = (root / "constraints.txt").read_text().splitlines()
     pins: dict[str, str] = {
         canonicalize_name(line.partition("==")[0]): line for line in lines if "==" in line

@@ -105,11 +105,12 @@ def prepared_folder(data: Path, name: str) -> Path:
         UserError: If there is none or there are several.
     """
     known = sorted(path.parent.name for path in data.glob("*/manifest.json"))
-    found = [
-        folder for folder in known if folder == name or re.sub("-[0-9a-f]{12}$", "", folder) == name
-    ]
+    datasets = {folder: re.sub("-[0-9a-f]{12}$", "", folder) for folder in known}
+    found = [folder for folder in known if name in (folder, datasets[folder])]
     if not found:
-        hint = closest(name, known) if known else "; expected datasets that snakemake has prepared"
+        hint = "; expected datasets that snakemake has prepared"
+        if known:
+            hint = closest(name, {*known, *datasets.values()})
         raise UserError(f"--data: found no '{name}' in {data}{hint}")
     if len(found) > 1:
         raise UserError(f"--data: found several of '{name}', expected one of {', '.join(found)}")

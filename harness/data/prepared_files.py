@@ -14,10 +14,13 @@ import numpy as np
 
 from harness.data.token_shards import AppendedFile, ShardWriter
 from harness.errors import UserError
-from harness.files import sha256_of, write_json
+from harness.files import read_json, sha256_of, write_json
 
 HELDOUT_BYTES = 4_000_000
 TOKENIZER, HELDOUT, PROGRESS = "tokenizer.json", "heldout.jsonl", "progress.json"
+MANIFEST = "manifest.json"
+# Changed files that a message names at most.
+NAMED = 3
 
 
 class PlacedText(NamedTuple):
@@ -101,11 +104,61 @@ class PreparedFiles:
         return {split: writer.close() for split, writer in self.writers.items()}
 
 
-def read_progress(folder: Path, origin: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what ``commit`` wrote if it is about the same ``origin`` and tokenizer, else None."""
+def read_progress(folder: Path, origin: Mapping[str, Any], where: str) -> dict[str, Any] | None:
+    """Return what ``commit`` wrote if it is about the same ``origin`` and tokenizer, else None.
+
+    Args:
+        folder: Of the dataset.
+        origin: Now: ``spec``, ``source`` and, for messages, the ``states`` of the source's files.
+        where: File and key of the dataset for messages.
+
+    Raises:
+        UserError: If it is damaged, or says that a finished preparation is of another source.
+    """
     path, tokenizer = folder / PROGRESS, folder / TOKENIZER
-    if not path.is_file() or not tokenizer.is_file():
+    if not path.is_file():
         return None
-    progress = json.loads(path.read_text())
-    same = progress["origin"] == origin and progress["tokenizer_sha256"] == sha256_of(tokenizer)
+    progress = read_object(path, ("origin", "tokenizer_sha256", "position", "splits", "heldout"))
+    before = progress["origin"]
+    if any(before.get(key) != origin[key] for key in ("spec", "source")):
+        if (folder / MANIFEST).is_file() or _is_finished(progress):
+            raise UserError(source_changed(where, _changed(before, origin), folder))
+        return None
+    same = tokenizer.is_file() and progress["tokenizer_sha256"] == sha256_of(tokenizer)
     return progress if same else None
+
+
+def source_changed(where: str, changed: str, folder: Path) -> str:
+    """Return the message that ``changed`` is not what ``folder`` was prepared from."""
+    return (f"{where}.source: {changed} changed since {folder} was prepared from it; expected the "
+            "same content; for the new one, give the dataset another name, or move that folder "
+            "away together with the runs on it")  # fmt: skip
+
+
+def read_object(path: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """Return the JSON object that this project wrote to ``path``.
+
+    Raises:
+        UserError: If it is damaged or lacks one of ``keys``.
+    """
+    content = read_json(path)
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise UserError(f"{path}: found no '{missing[0]}', expected what was written there; "
+                        "move it away to have it made again")  # fmt: skip
+    return content
+
+
+def _is_finished(progress: Mapping[str, Any]) -> bool:
+    """Return whether every split has been ended, as only the last progress says."""
+    splits = progress["splits"].values()
+    return all(split["open"] is None and split["counts"]["documents"] for split in splits)
+
+
+def _changed(before: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
+    now = origin["states"]
+    # Earlier versions did not write it.
+    then = before.get("states", now)
+    names = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(f"'{name}'" for name in names[:NAMED]) + more or "it"

@@ -15,7 +15,15 @@ from tokenizers import Tokenizer
 
 from harness.data.digests import has_digest
 from harness.data.encoding import BATCH_BYTES, encode_in_order, token_dtype
-from harness.data.prepared_files import TOKENIZER, PlacedText, PreparedFiles, read_progress
+from harness.data.prepared_files import (
+    MANIFEST,
+    PROGRESS,
+    TOKENIZER,
+    PlacedText,
+    PreparedFiles,
+    read_object,
+    read_progress,
+)
 from harness.data.text_sources import Document, Source, open_source
 from harness.data.tokenizers import load_tokenizer, make_tokenizer
 from harness.errors import UserError
@@ -25,12 +33,17 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 # Text between two states of the progress: seconds of work.
 COMMIT_BYTES = 1 << 26
+_MANIFEST_KEYS = {
+    "text": ("vocab_size", "tokenizer_sha256", "splits"),
+    "images": ("classes", "channels", "size", "mean", "std", "splits"),
+}
 
 
 def prepare_text(spec: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
     """Tokenise the source of ``spec`` into ``folder`` and return the manifest.
 
-    A preparation that was interrupted, however it ended, goes on from its last progress.
+    A preparation that was interrupted, however it ended, goes on from its last progress. What a
+    finished one wrote is not overwritten with other text.
 
     Args:
         spec: Resolved specification of a text dataset.
@@ -38,11 +51,17 @@ def prepare_text(spec: Mapping[str, Any], folder: Path, where: str) -> dict[str,
         where: File and key of the dataset for messages.
 
     Raises:
-        UserError: If the source or tokenizer is missing or a split comes out empty.
+        UserError: If the source or tokenizer is missing, the source is not that of a finished
+            preparation, or a split comes out empty.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / MANIFEST).is_file() and not (folder / PROGRESS).is_file():
+        # From a bundle: it is whole, and its source need not be on this machine.
+        for split in SPLITS:
+            TokenStream(folder, split)
+        return read_manifest(folder)
     source = open_source(spec["source"], where)
-    origin = {"spec": spec, "source": source.origin()}
+    origin = {"spec": spec, "source": source.origin(), "states": source.states()}
     tokenizer, files = _begin(spec, folder, where, source, origin)
     committed = files.total("bytes")
     batches = _batches(source, spec, where, seen=committed)
@@ -60,7 +79,7 @@ def prepare_text(spec: Mapping[str, Any], folder: Path, where: str) -> dict[str,
         "splits": files.close(where),
     }
     files.commit(origin, source.position())
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / MANIFEST, manifest)
     return manifest
 
 
@@ -68,7 +87,7 @@ def _begin(
     spec: Mapping[str, Any], folder: Path, where: str, source: Source, origin: Mapping[str, Any]
 ) -> tuple[Tokenizer, PreparedFiles]:
     """Return tokenizer and files as the last progress left them, else new ones."""
-    progress = read_progress(folder, origin)
+    progress = read_progress(folder, origin, where)
     if progress is not None:
         tokenizer = load_tokenizer(folder)
         files = PreparedFiles.resume(folder, SPLITS, token_dtype(tokenizer), progress)
@@ -163,12 +182,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a prepared dataset.
 
     Raises:
-        UserError: If the dataset was not prepared.
+        UserError: If the dataset was not prepared or its manifest is damaged.
     """
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a dataset that 'snakemake' has prepared")
-    return json.loads(path.read_text())
+    kind = str(read_object(path, ("spec",)).get("kind"))
+    return read_object(path, _MANIFEST_KEYS.get(kind, ()))
 
 
 def read_heldout(folder: Path) -> list[str]:
@@ -183,6 +203,6 @@ def _open_shard(folder: Path, shard: Mapping[str, Any], dtype: str) -> np.ndarra
         state = "differs from its digest" if path.is_file() else "is missing"
         raise UserError(
             f"{path}: shard {state} (expected sha256 {shard['sha256'][:12]}...); delete "
-            f"{folder / 'manifest.json'} to prepare the dataset again"
+            f"{folder / MANIFEST} to prepare the dataset again"
         )
     return np.memmap(path, dtype=dtype, mode="r")

@@ -35,13 +35,17 @@ def read_texts(file: Path, column: str, start: int, where: str) -> Iterator[str]
         where: File and key of the dataset for messages.
 
     Raises:
-        UserError: If a row is not what it should be.
+        UserError: If the file cannot be read or a row is not what it should be.
     """
-    if file.suffix == ".jsonl":
-        return _jsonl(file, column, start, where)
-    if file.suffix == ".parquet":
-        return _parquet(file, column, start, where)
-    return _plain(file, start)
+    try:
+        if file.suffix == ".jsonl":
+            yield from _jsonl(file, column, start, where)
+        elif file.suffix == ".parquet":
+            yield from _parquet(file, column, start, where)
+        else:
+            yield from _plain(file, start)
+    except OSError as error:
+        raise UserError(f"{where}.source.path: '{file}' cannot be read ({_line(error)})") from None
 
 
 def text_of(value: Any, column: str, row: str, where: str) -> str:
@@ -74,14 +78,38 @@ def _plain(file: Path, start: int) -> Iterator[str]:
         yield file.read_text(encoding="utf-8", errors="replace")
 
 
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def _jsonl(file: Path, column: str, start: int, where: str) -> Iterator[str]:
+    try:
+        yield from _json_lines(file, column, start, where)
+    except UnicodeDecodeError:
+        number, reason = _undecodable_line(file)
+        raise UserError(f"{where}.source.path: line {number} of {file} is not UTF-8 ({reason}); "
+                        "expected JSON Lines in UTF-8") from None  # fmt: skip
+
+
+def _undecodable_line(file: Path) -> tuple[int, str]:
+    """Return number and mistake of the line; the decoder, which reads ahead, does not know it."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return number, error.reason
+    raise AssertionError(f"{file} changed while it was read")
+
+
+def _json_lines(file: Path, column: str, start: int, where: str) -> Iterator[str]:
     with file.open(encoding="utf-8") as lines:
         numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
         for number, line in islice(numbered, start, None):
             place = f"line {number} of {file}"
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{where}.source.path: {place} is not JSON ({error})") from None
             if not isinstance(row, dict):
                 raise UserError(f"{where}.source.path: {place} is not a JSON object")
@@ -95,9 +123,9 @@ def _parquet(file: Path, column: str, start: int, where: str) -> Iterator[str]:
 
     try:
         table = ParquetFile(file)
-    except pyarrow.ArrowInvalid as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{where}.source.path: '{file}' is not a Parquet file ({reason})") from None
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{where}.source.path: '{file}' is not a Parquet file ({_line(error)})"
+                        ) from None  # fmt: skip
     with table:
         check_column(column, table.schema_arrow.names, str(file), where)
         row = 0
@@ -106,8 +134,16 @@ def _parquet(file: Path, column: str, start: int, where: str) -> Iterator[str]:
             if row + size <= start:
                 row += size
                 continue
-            for batch in table.iter_batches(PARQUET_ROWS, row_groups=[group], columns=[column]):
-                values = batch.column(0).slice(max(0, start - row)).to_pylist()
+            batches = table.iter_batches(PARQUET_ROWS, row_groups=[group], columns=[column])
+            while True:
+                try:
+                    batch = next(batches, None)
+                    if batch is None:
+                        break
+                    values = batch.column(0).slice(max(0, start - row)).to_pylist()
+                except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
+                    raise UserError(f"{where}.source.path: '{file}' is damaged at row {row} or "
+                                    f"after it ({_line(error)})") from None  # fmt: skip
                 row += len(batch)
                 for back, value in zip(range(len(values), 0, -1), values, strict=True):
                     yield text_of(value, column, f"row {row - back} of {file}", where)

@@ -43,6 +43,10 @@ class Source(ABC):
     def origin(self) -> str:
         """Return what changes if the documents may have changed."""
 
+    @abstractmethod
+    def states(self) -> dict[str, Any]:
+        """Return what ``origin`` depends on by the name of a file or repository, JSON-able."""
+
 
 class Files(Source):
     """Documents of files on this machine: whole files, or rows of tables."""
@@ -87,6 +91,11 @@ class Files(Source):
             digest.update(f"{name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
+    def states(self) -> dict[str, list[int]]:
+        """Return size and time of each file by its path."""
+        stats = {str(path): path.stat() for path in self.names}
+        return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
+
     def _name(self, path: Path, name: str) -> str:
         if self.repository is not None:
             return f"{self.repository}:{self.document}"
@@ -121,6 +130,10 @@ class Hub(Source):
     def origin(self) -> str:
         """Return the commit of the repository."""
         return self.commit
+
+    def states(self) -> dict[str, str]:
+        """Return the commit by the name of the repository."""
+        return {self.source["path"]: self.commit}
 
 
 def open_source(source: Mapping[str, Any], where: str) -> Source:

@@ -1,8 +1,8 @@
 """Every tokenizer of the project is a ``tokenizers.Tokenizer`` with ``<|endoftext|>``."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -11,12 +11,14 @@ from harness.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 
+Part = TypeVar("Part")
+
 
 def make_tokenizer(spec: Mapping[str, Any], texts: Iterable[str], where: str) -> Tokenizer:
     """Return the tokenizer of ``spec``; only a BPE that is to be trained reads ``texts``.
 
     Raises:
-        UserError: If the tokenizer's files are missing or it lacks ``<|endoftext|>``.
+        UserError: If the tokenizer's files are missing or are not those of a tokenizer.
     """
     if spec["type"] == "bytes":
         return _byte_level(models.BPE(vocab=_byte_vocabulary(), merges=[]))
@@ -24,17 +26,42 @@ def make_tokenizer(spec: Mapping[str, Any], texts: Iterable[str], where: str) ->
         return _train_bpe(spec["vocab_size"], texts)
     if spec["type"] == "tokenizer_file":
         path = locate(spec["path"], f"{where}.tokenizer.path")
-        return _with_end_of_text(Tokenizer.from_file(str(path)))
+        found = f"{where}.tokenizer.path: '{path}'"
+        expected = "the tokenizer.json of `tokenizers`; for vocab.json and merges.txt: gpt2_files"
+        return _with_end_of_text(_read(lambda: Tokenizer.from_file(str(path)), found, expected))
     if spec["type"] == "gpt2_files":
         vocabulary = locate(spec["vocabulary"], f"{where}.tokenizer.vocabulary")
         merges = locate(spec["merges"], f"{where}.tokenizer.merges")
-        return _byte_level(models.BPE.from_file(str(vocabulary), str(merges)))
+        found = f"{where}.tokenizer: '{vocabulary}' with '{merges}'"
+        expected = "vocab.json and merges.txt of one tokenizer"
+        return _byte_level(
+            _read(lambda: models.BPE.from_file(str(vocabulary), str(merges)), found, expected)
+        )
     return _from_hub(spec["path"], where)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Return the tokenizer that was saved with a prepared dataset."""
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    """Return the tokenizer that was saved with a prepared dataset.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
+    path = folder / "tokenizer.json"
+    expected = f"what was written there; delete {folder / 'manifest.json'} to prepare it again"
+    return _read(lambda: Tokenizer.from_file(str(path)), str(path), expected)
+
+
+def _read(read: Callable[[], Part], found: str, expected: str) -> Part:
+    try:
+        return read()
+    except Exception as error:  # the Rust library raises bare exceptions
+        raise UserError(
+            f"{found}: cannot be loaded ({_reason(error)}); expected {expected}"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _byte_vocabulary() -> dict[str, int]:
@@ -71,9 +98,8 @@ def _from_hub(path: str, where: str) -> Tokenizer:
             return _with_end_of_text(Tokenizer.from_file(str(file)))
         return _with_end_of_text(Tokenizer.from_pretrained(path))
     except Exception as error:  # the Rust library raises bare exceptions
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{where}.tokenizer.path: '{path}' cannot be loaded ({reason}) from "
+            f"{where}.tokenizer.path: '{path}' cannot be loaded ({_reason(error)}) from "
             f"{file or 'the hub, and HARNESS_DATA is not set'}; expected network access or a copy: "
             f'hf download {path} tokenizer.json --local-dir "$HARNESS_DATA/{path}"'
         ) from error

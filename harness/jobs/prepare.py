@@ -1,5 +1,7 @@
 """The job that prepares one dataset."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from harness.data import prepare
@@ -16,7 +18,8 @@ def prepare_dataset(job: Job, context: Context) -> dict[str, Any]:
     """
     [item] = job.work
     where = f"{context.catalog.folder}/datasets.yaml: {item.factors.dataset}"
-    folder = context.output(job).parent
+    # Without the `..` of a place that all scales share, for messages.
+    folder = Path(os.path.normpath(context.output(job).parent))
     try:
         return prepare(item.spec, folder, where)
     except KeyboardInterrupt:

@@ -33,7 +33,8 @@ def test_all_take_the_same_texts(tmp_path):
 
 
 def test_bad_options_are_refused_in_one_line(tmp_path, capsys):
-    for option, value in (("--rounds", "0"), ("--megabytes", "0.0")):
+    for option, value in (("--rounds", "0"), ("--megabytes", "0.0"), ("--megabytes", "nan"),
+                          ("--megabytes", "inf")):  # fmt: skip
         with pytest.raises(SystemExit):
             BENCHMARK["main"](["--output", str(tmp_path / "x.json"), option, value])
         assert f"{option}: found {value}, expected at least" in capsys.readouterr().err

@@ -127,13 +127,22 @@ def test_a_folder_with_something_in_it_is_left_alone(bundle, tmp_path):
         unbundle(bundle, tmp_path / "out")
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "missing"), ("{", "damaged; copy it")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "missing"), ("{", "damaged; copy it"), ("{}", "damaged; copy it")],
+)
 def test_a_manifest_that_is_not_whole_is_named(content, message, bundle, tmp_path):
     (bundle / "manifest.json").unlink()
     if content is not None:
         (bundle / "manifest.json").write_text(content)
     with pytest.raises(BundleError, match=rf"manifest\.json: {message}"):
         unbundle(bundle, tmp_path / "out")
+
+
+def test_a_file_in_place_of_a_bundle_is_named(tmp_path):
+    (tmp_path / "README.md").touch()
+    with pytest.raises(BundleError, match=r"README\.md/manifest\.json: missing; expected a folder"):
+        unbundle(tmp_path / "README.md", tmp_path / "out")
 
 
 def test_a_file_that_would_leave_the_folder_is_refused(tmp_path):

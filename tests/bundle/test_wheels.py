@@ -52,6 +52,12 @@ def test_names_that_are_not_locked_are_refused_in_one_line():
         missing_packages(ROOT, ["numpy"], "3.12")
 
 
+@pytest.mark.parametrize("python", ["three", "3", "3.12.1", ""])
+def test_a_python_of_another_form_is_refused(python):
+    with pytest.raises(UserError, match=rf"--python: found '{python}', expected e\.g\. 3\.12"):
+        missing_packages(ROOT, NODE_HAS, python)
+
+
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc" or platform.machine() != "x86_64", reason="of this machine"
 )

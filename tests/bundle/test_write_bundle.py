@@ -139,5 +139,7 @@ def test_data_are_found_by_dataset_or_folder_and_refused_otherwise(tmp_path):
         prepared_folder(tmp_path, "text")
     with pytest.raises(UserError, match="found no 'half'"):
         prepared_folder(tmp_path, "half")
+    with pytest.raises(UserError, match=r"found no 'image' .*\(did you mean 'images'\?\)"):
+        prepared_folder(tmp_path, "image")
     with pytest.raises(UserError, match="expected datasets that snakemake has prepared"):
         prepared_folder(tmp_path / "none", "text")

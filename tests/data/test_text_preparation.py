@@ -190,6 +190,49 @@ def test_a_finished_preparation_is_not_repeated(spec, tmp_path, small_pieces, mo
     assert contents(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("manifest", ["kept", "deleted"])
+@pytest.mark.parametrize("added", ['{"text": "more"}\n', "{oops\n"])
+def test_what_a_finished_preparation_wrote_is_not_overwritten(
+    added, manifest, spec, corpus, tmp_path, small_pieces
+):
+    prepare_text(spec, tmp_path / "out", "test")
+    if manifest == "deleted":
+        (tmp_path / "out" / "manifest.json").unlink()
+    before = contents(tmp_path / "out")
+    with (corpus / "b.jsonl").open("a") as file:
+        file.write(added)
+    message = rf"^test\.source: '{corpus}/b\.jsonl' changed since {tmp_path}/out .* another name"
+    with pytest.raises(UserError, match=message):
+        prepare_text(spec, tmp_path / "out", "test")
+    assert contents(tmp_path / "out") == before
+
+
+def test_prepared_data_from_a_bundle_need_no_source(spec, corpus, tmp_path):
+    manifest = prepare_text(spec, tmp_path / "out", "test")
+    (tmp_path / "out" / "progress.json").unlink()
+    corpus.rename(tmp_path / "elsewhere")
+    assert prepare_text(spec, tmp_path / "out", "test") == manifest
+    (tmp_path / "out" / "test-00000.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"test-00000\.bin: shard differs from its digest"):
+        prepare_text(spec, tmp_path / "out", "test")
+
+
+@pytest.mark.parametrize("content", ['{"kind": "te', "{}", "[]", '{"kind": "text", "spec": {}}'])
+def test_a_damaged_manifest_is_named_in_one_line(content, spec, tmp_path):
+    prepare_text(spec, tmp_path, "test")
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/manifest\.json: found no .*expected"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("content", ['{"origin"', "{}"])
+def test_a_damaged_progress_is_named_in_one_line(content, spec, tmp_path):
+    prepare_text(spec, tmp_path / "out", "test")
+    (tmp_path / "out" / "progress.json").write_text(content)
+    with pytest.raises(UserError, match=r"out/progress\.json: found no .*expected"):
+        prepare_text(spec, tmp_path / "out", "test")
+
+
 def test_reading_stops_after_maximum_bytes(spec, tmp_path, small_pieces):
     spec["maximum_bytes"] = 20_000
     manifest = prepare_text(spec, tmp_path / "out", "test")
@@ -224,6 +267,8 @@ class Generated(Source):
         self.next = position
     def origin(self):
         return self.count
+    def states(self):
+        return {}
 
 for count in (300, 1500):
     text.open_source = lambda source, where: Generated(count)

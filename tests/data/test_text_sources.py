@@ -152,6 +152,40 @@ def test_mistakes_in_files_are_named_in_one_line(name, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_the_line_that_is_not_utf_8_is_named(tmp_path):
+    lines = [b'{"text": "a"}\n'] * 3000 + [b'{"text": "\xfc"}\n']
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines))
+    source = {"type": "local", "path": str(tmp_path), "column": "text"}
+    message = r"^datasets\.yaml: x\.source\.path: line 3001 of .*a\.jsonl is not UTF-8"
+    with pytest.raises(UserError, match=message):
+        list(open_source(source, "datasets.yaml: x"))
+
+
+def test_a_parquet_file_that_is_damaged_inside_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_parquet(path, make_texts(0, 300), group=100)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 2000] = bytes(2000)
+    path.write_bytes(content)
+    source = {"type": "local", "path": str(tmp_path), "column": "text"}
+    with pytest.raises(UserError, match=r"a\.parquet' is damaged at row 100 or after") as caught:
+        list(open_source(source, "datasets.yaml: x"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    source = open_source({"type": "local", "path": str(tmp_path), "column": "text"}, "x")
+
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(UserError, match=r"a\.jsonl' cannot be read \(.*Permission denied"):
+        list(source)
+
+
 def test_a_parquet_row_without_text_is_named(tmp_path):
     write_parquet(tmp_path / "a.parquet", ["a", "b", None, "c"], group=2)
     source = {"type": "local", "path": str(tmp_path), "column": "text"}
