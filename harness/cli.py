@@ -55,8 +55,10 @@ def _context(options: argparse.Namespace) -> "Context":
 def plan(options: argparse.Namespace) -> None:
     """Print the experiments of a scale, their runs and their cost."""
     from harness.plan.summary import summarise
+    from harness.plan.verify import verify
 
     context = _context(options)
+    verify(context.catalog, data=False)
     for name, entry in summarise(context.catalog, context.jobs)["experiments"].items():
         print(f"{name}: {entry['runs']} runs, {entry['cost']}: {entry['title']}")
         if "optimizers" in entry:

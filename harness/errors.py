@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-
 # Valid names that a message lists at most.
 LISTED = 20
 

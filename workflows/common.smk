@@ -1,4 +1,5 @@
 # The plan, read once; a mistake in the configuration ends here, before any job, with one line.
+import shlex
 import sys
 from pathlib import Path
 
@@ -7,15 +8,14 @@ from snakemake.exceptions import WorkflowError
 from harness.errors import UserError
 from harness.files import hold_folder
 from harness.plan.priority import priorities
-from harness.plan.workflow import WorkflowPlan
+from harness.plan.workflow import Settings, WorkflowPlan
 from harness.training.devices import visible_gpus
 
-SCALE = config.get("scale", "smoke")
-CONFIG = config.get("config", "config")
-# A folder of records from elsewhere, e.g. results/reference/h100, replaces this machine's own.
-RECORDS = config.get("records", f"results/{SCALE}")
-
 try:
+    SETTINGS = Settings.read(config)
+    SCALE, CONFIG = SETTINGS.scale, SETTINGS.config
+    # A folder of records from elsewhere, e.g. results/reference/h100, replaces this machine's own.
+    RECORDS = SETTINGS.records or f"results/{SCALE}"
     PLAN = WorkflowPlan.load(Path(CONFIG), SCALE)
     if workflow.is_main_process and not workflow.output_settings.dryrun:
         # Snakemake's own lock outlives a killed process; the kernel frees this one.
@@ -38,12 +38,12 @@ if "gpu" not in workflow.global_resources and visible_gpus():
 
 
 # The interpreter that runs Snakemake, so that rules work without an activated environment.
-HARNESS = f"{sys.executable} -m harness"
+HARNESS = f"{shlex.quote(sys.executable)} -m harness"
 
 # Every job is this one command; `--log` takes its progress, errors still reach the terminal.
 JOB = (
-    f"{HARNESS} job --config {CONFIG} --scale {SCALE}"
-    " --name {wildcards.job} --log {log}"
+    "{HARNESS} job --config {CONFIG:q} --scale {SCALE:q}"
+    " --name {wildcards.job:q} --log {log:q}"
 )
 
 

@@ -2,7 +2,7 @@
 
 TABLES = [f"{RECORDS}/records.parquet", f"{RECORDS}/runs.parquet", f"{RECORDS}/plan.json"]
 
-if "records" not in config:
+if SETTINGS.records is None:
 
     rule collect:
         input:
@@ -12,7 +12,7 @@ if "records" not in config:
         log:
             f"results/{SCALE}/logs/collect.log",
         shell:
-            f"{HARNESS} collect --config {CONFIG} --scale {SCALE} 2> {{log}}"
+            "{HARNESS} collect --config {CONFIG:q} --scale {SCALE:q} 2> {log:q}"
 
 
 rule tables:
@@ -23,7 +23,7 @@ rule tables:
     log:
         f"{RECORDS}/logs/tables.log",
     shell:
-        "{HARNESS} tables --records {RECORDS} --output {output} 2> {log}"
+        "{HARNESS} tables --records {RECORDS:q} --output {output:q} 2> {log:q}"
 
 
 rule figures:
@@ -34,7 +34,7 @@ rule figures:
     log:
         f"{RECORDS}/logs/figures.log",
     shell:
-        "{HARNESS} figures --records {RECORDS} --output {output} 2> {log}"
+        "{HARNESS} figures --records {RECORDS:q} --output {output:q} 2> {log:q}"
 
 
 rule claims:
@@ -46,7 +46,7 @@ rule claims:
     log:
         f"{RECORDS}/logs/claims.log",
     shell:
-        "{HARNESS} claims --config {CONFIG} --records {RECORDS} --output {output} 2> {log}"
+        "{HARNESS} claims --config {CONFIG:q} --records {RECORDS:q} --output {output:q} 2> {log:q}"
 
 
 rule recommendations:
@@ -58,7 +58,7 @@ rule recommendations:
     log:
         f"{RECORDS}/logs/recommendations.log",
     shell:
-        "{HARNESS} recommendations --config {CONFIG} --records {RECORDS} --output {output} 2> {log}"
+        "{HARNESS} recommendations --config {CONFIG:q} --records {RECORDS:q} --output {output:q} 2> {log:q}"
 
 
 rule report:
@@ -73,4 +73,4 @@ rule report:
     log:
         f"{RECORDS}/logs/report.log",
     shell:
-        "{HARNESS} report --records {RECORDS} --output {RECORDS} 2> {log}"
+        "{HARNESS} report --records {RECORDS:q} --output {RECORDS:q} 2> {log:q}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config.base import validate
+from harness.config.base import check_name, validate
 from harness.config.dataset_schema import DatasetSpec
 from harness.config.experiment_schema import (
     AnyExperiment,
@@ -55,6 +55,10 @@ class Catalog:
             return experiment.models
         return list(experiment.model_names)
 
+    def place_of(self, experiment: str) -> str:
+        """Return the file of an experiment, and the scale if it lays something over it."""
+        return _place(self.folder, self.scale_name, self.scale, experiment)
+
     def optimizers_of(
         self, experiment: TrainExperiment | MeasureExperiment | FaultExperiment
     ) -> list[str]:
@@ -73,10 +77,14 @@ def load_catalog(folder: Path, scale_name: str) -> Catalog:
     Raises:
         UserError: For the first mistake found, with file, key and the closest valid name.
     """
-    scale_path = folder / "scales" / f"{scale_name}.yaml"
-    if not scale_path.is_file():
-        names = [path.stem for path in (folder / "scales").glob("*.yaml")]
+    names = [path.stem for path in (folder / "scales").glob("*.yaml")]
+    if not names:
+        raise UserError(f"config: found '{folder}', which has no scales; expected a folder like "
+                        "config of the checkout, with scales/smoke.yaml")  # fmt: skip
+    if scale_name not in names:
         raise UserError(f"scale: found '{scale_name}'{closest(scale_name, names)}")
+    check_name(scale_name, f"{folder}/scales")
+    scale_path = folder / "scales" / f"{scale_name}.yaml"
     scale = validate(Scale, read_yaml(scale_path), str(scale_path))
     catalog = Catalog(
         folder=folder,
@@ -85,10 +93,10 @@ def load_catalog(folder: Path, scale_name: str) -> Catalog:
         optimizers=load_optimizers(folder / "optimizers.yaml"),
         models=load_models(folder / "models.yaml"),
         datasets=_entries(folder / "datasets.yaml", DatasetSpec),
-        experiments=_experiments(folder, scale_path, scale),
+        experiments=_experiments(folder, scale_name, scale),
     )
     for name, experiment in catalog.experiments.items():
-        _check_references(catalog, experiment, f"{folder}/experiments/{name}.yaml")
+        _check_references(catalog, experiment, catalog.place_of(name))
     return catalog
 
 
@@ -102,6 +110,8 @@ def load_optimizers(path: Path) -> dict[str, OptimizerEntry]:
         name: validate(OptimizerEntry, data, f"{path}: {name}")
         for name, data in _variants(path).items()
     }
+    if "all" in entries:
+        raise UserError(f"{path}: found the name 'all', which means every entry; expected another")
     for name, entry in entries.items():
         if entry.companion is not None:
             _check_companion(entries, name, entry.companion.use, path)
@@ -123,7 +133,7 @@ def load_models(path: Path) -> dict[str, Any]:
 
 def _variants(path: Path) -> dict[str, dict[str, Any]]:
     """Return the entries of a file, each laid over the one that its ``variant_of`` names."""
-    raw = read_yaml(path)
+    raw = _named(path)
     return {name: _laid_over_base(path, raw, name, ()) for name in raw}
 
 
@@ -131,11 +141,11 @@ def _laid_over_base(
     path: Path, raw: dict[str, Any], name: str, above: tuple[str, ...]
 ) -> dict[str, Any]:
     data = raw[name]
-    base = data.get("variant_of") if isinstance(data, dict) else None
+    base = data.get("variant_of")
     if base is None:
         return data
-    if base not in raw:
-        raise UserError(f"{path}: {name}.variant_of: found '{base}'{closest(base, raw)}")
+    if not isinstance(base, str) or base not in raw:
+        raise UserError(f"{path}: {name}.variant_of: found {base!r}{closest(str(base), raw)}")
     if base in (name, *above):
         raise UserError(f"{path}: {name}.variant_of: '{base}' is a variant of '{name}'")
     return merge(_laid_over_base(path, raw, base, (name, *above)), data)
@@ -152,19 +162,36 @@ def _check_companion(
 
 
 def _entries(path: Path, kind: Any) -> dict[str, Any]:
-    return {name: validate(kind, data, f"{path}: {name}") for name, data in read_yaml(path).items()}
+    return {name: validate(kind, data, f"{path}: {name}") for name, data in _named(path).items()}
 
 
-def _experiments(folder: Path, scale_path: Path, scale: Scale) -> dict[str, Any]:
+def _named(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the entries of a file, whose names and kind are checked before they are used."""
+    raw = read_yaml(path)
+    for name, data in raw.items():
+        check_name(name, str(path))
+        if not isinstance(data, dict):
+            raise UserError(f"{path}: {name}: found {data!r}, expected a mapping")
+    return raw
+
+
+def _place(folder: Path, scale_name: str, scale: Scale, experiment: str) -> str:
+    path = f"{folder}/experiments/{experiment}.yaml"
+    overlaid = scale.experiments.get(experiment)
+    return f"{path} under {folder}/scales/{scale_name}.yaml" if overlaid else path
+
+
+def _experiments(folder: Path, scale_name: str, scale: Scale) -> dict[str, Any]:
     known = [path.stem for path in (folder / "experiments").glob("*.yaml")]
     experiments = {}
     for name, overlay in scale.experiments.items():
+        where = f"{folder}/scales/{scale_name}.yaml: experiments"
         if name not in known:
-            raise UserError(f"{scale_path}: experiments: found '{name}'{closest(name, known)}")
-        path = folder / "experiments" / f"{name}.yaml"
-        where = f"{path} under {scale_path}" if overlay else str(path)
-        data = _inherited(folder, scale, name, known)
-        experiments[name] = validate(ExperimentSpec, merge(data, overlay or {}), where)
+            raise UserError(f"{where}: found '{name}'{closest(name, known)}")
+        check_name(name, where)
+        data = merge(_inherited(folder, scale, name, known), overlay or {})
+        place = _place(folder, scale_name, scale, name)
+        experiments[name] = validate(ExperimentSpec, data, place)
     return experiments
 
 
@@ -179,7 +206,7 @@ def _inherited(folder: Path, scale: Scale, name: str, known: list[str]) -> dict[
     if base is None:
         return data
     if base not in known:
-        raise UserError(f"{path}: variant_of: found '{base}'{closest(str(base), known)}")
+        raise UserError(f"{path}: variant_of: found {base!r}{closest(str(base), known)}")
     inherited = read_yaml(folder / "experiments" / f"{base}.yaml")
     if "variant_of" in inherited:
         raise UserError(f"{path}: variant_of: '{base}' is itself a variant")

@@ -121,13 +121,18 @@ def load_claims(path: Path) -> dict[str, Claim]:
     """Return the claims of the ledger by id, in the order of the file.
 
     Raises:
-        UserError: For the first invalid entry, or evidence from an unknown experiment.
+        UserError: For the first invalid entry, or evidence from an unknown experiment or
+            at an unknown scale.
     """
     claims = {}
     known = [file.stem for file in (path.parent / "experiments").glob("*.yaml")]
+    scales = ["any", *(file.stem for file in (path.parent / "scales").glob("*.yaml"))]
     for name, data in read_yaml(path).items():
         validate(ClaimId, name, f"{path}: {name}")
         claims[name] = claim = validate(Claim, data, f"{path}: {name}")
+        if claim.scale not in scales:
+            raise UserError(f"{path}: {name}.scale: found '{claim.scale}'"
+                            f"{closest(claim.scale, scales)}")  # fmt: skip
         for experiment in claim.experiments:
             if experiment not in known:
                 raise UserError(f"{path}: {name}.evidence.experiment: found '{experiment}'"

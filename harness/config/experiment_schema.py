@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from harness.config.base import Spec
+from harness.config.base import Distinct, Spec
 from harness.config.fault_schema import Faults
 
 
@@ -103,16 +103,14 @@ class Training(Spec):
 class Seeds(Spec):
     """Learning rates are chosen on some seeds and reported on others."""
 
-    tuning: list[NonNegativeInt] = Field(min_length=1)
-    reporting: list[NonNegativeInt] = Field(min_length=1)
+    tuning: Annotated[list[NonNegativeInt], Distinct] = Field(min_length=1)
+    reporting: Annotated[list[NonNegativeInt], Distinct] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _distinct(self) -> "Seeds":
         shared = set(self.tuning) & set(self.reporting)
         if shared:
             raise ValueError(f"seed {min(shared)} is in both lists, expected fresh reporting seeds")
-        if len(set(self.reporting)) != len(self.reporting):
-            raise ValueError("reporting repeats a seed, expected distinct seeds")
         return self
 
 
@@ -146,6 +144,7 @@ class Evaluation(Spec):
         return self
 
 
+OptimizerNames = Literal["all"] | Annotated[list[str], Field(min_length=1)]
 ModelNames = Annotated[
     list[str] | dict[str, str],
     Field(description="names in config/models.yaml; a mapping gives each the name under which it "
@@ -168,14 +167,14 @@ class TrainExperiment(Spec):
     title: str
     question: str
     task: Literal["language", "images"]
-    optimizers: Literal["all"] | list[str] = Field(
+    optimizers: OptimizerNames = Field(
         description="names; `all`, alone or in the list: every entry of config/optimizers.yaml "
         "that is not a variant"
     )
     compare: Literal["optimizers", "models"] = "optimizers"
     baseline: str = Field(description="the optimizer or model that differences are taken against")
     models: ModelNames = Field(min_length=1)
-    datasets: list[str] = Field(min_length=1)
+    datasets: Annotated[list[str], Distinct] = Field(min_length=1)
     learning_rate: PositiveFloat | None = Field(
         None, description="one for all, to compare at equal hyperparameters; none: tuned"
     )
@@ -217,7 +216,7 @@ class MeasureExperiment(Spec):
     kind: Literal["measure"]
     title: str
     question: str
-    optimizers: Literal["all"] | list[str]
+    optimizers: OptimizerNames
     baseline: str
     models: list[str] = Field(min_length=1)
     rounds: PositiveInt = Field(description="interleaved repetitions")
@@ -257,10 +256,10 @@ class FaultExperiment(Spec):
         min_length=1, description="names and their learning rates"
     )
     models: ModelNames = Field(min_length=1)
-    datasets: list[str] = Field(min_length=1)
+    datasets: Annotated[list[str], Distinct] = Field(min_length=1)
     training: Training
     faults: Faults
-    seeds: list[NonNegativeInt] = Field(min_length=1)
+    seeds: Annotated[list[NonNegativeInt], Distinct] = Field(min_length=1)
 
     @property
     def model_names(self) -> dict[str, str]:

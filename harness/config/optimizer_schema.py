@@ -1,10 +1,10 @@
 """Schema of ``config/optimizers.yaml``: any importable ``torch.optim.Optimizer``."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
-from harness.config.base import Spec
+from harness.config.base import Distinct, Spec
 
 
 class Companion(Spec):
@@ -17,7 +17,9 @@ class Companion(Spec):
 class Tune(Spec):
     """The grid that is searched on the tuning seeds."""
 
-    lr: list[PositiveFloat] = Field(min_length=2, description="learning rates to try")
+    lr: Annotated[list[PositiveFloat], Distinct] = Field(
+        min_length=2, description="learning rates to try"
+    )
 
 
 class Recording(Spec):

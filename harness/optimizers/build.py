@@ -2,12 +2,12 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from harness.config.imports import check_keywords, import_parent
 from harness.errors import UserError, closest
 from harness.optimizers.matrices import is_batch
 from harness.optimizers.routing import route_parameters
@@ -116,14 +116,9 @@ def check_arguments(class_path: str, arguments: Mapping[str, Any], where: str) -
         UserError: With the closest valid class or argument name.
     """
     optimizer = _load(class_path, where.removesuffix(".arguments"))
-    parameters = inspect.signature(optimizer).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    valid = [parameter.name for parameter in parameters if parameter.name not in ("params", "lr")]
-    for name in arguments:
-        if name not in valid:
-            raise UserError(f"{where}: unknown argument '{name}' of {class_path}"
-                            f"{closest(name, valid)}")  # fmt: skip
+    # Whatever the class calls its first argument, the parameters come first.
+    first = next(iter(inspect.signature(optimizer).parameters), "params")
+    check_keywords(optimizer, class_path, arguments, where, given=(first, "params", "lr"))
 
 
 def orthogonalizes(class_path: str) -> bool:
@@ -151,18 +146,11 @@ def _make(
 
 
 def _load(class_path: str, where: str) -> type[torch.optim.Optimizer]:
-    module_name, _, name = class_path.rpartition(".")
-    try:
-        module = import_module(module_name)
-    except (ImportError, ValueError):
-        raise UserError(
-            f"{where}.class: found '{class_path}', but module '{module_name}' cannot be imported; "
-            "expected an import path such as torch.optim.AdamW (is its package installed?)"
-        ) from None
+    module, name = import_parent(class_path, f"{where}.class", "torch.optim.AdamW")
     found = getattr(module, name, None)
     if found is None:
         valid = [n for n, value in vars(module).items() if _is_optimizer(value)]
-        raise UserError(f"{where}.class: {module_name} has no '{name}'{closest(name, valid)}")
+        raise UserError(f"{where}.class: {module.__name__} has no '{name}'{closest(name, valid)}")
     if not _is_optimizer(found):
         raise UserError(f"{where}.class: '{class_path}' is not a torch.optim.Optimizer")
     return found

@@ -1,16 +1,55 @@
 """The plan as Snakemake asks for it: paths in, paths out."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from harness.config.catalog import Catalog, load_catalog
+from harness.errors import UserError, closest
 from harness.plan.expand import expand
 from harness.plan.job import Job, Stage
 from harness.plan.verify import verify
 
 # Stages whose jobs may share a GPU where the scale says so.
 SHARING: tuple[Stage, ...] = ("tune", "train")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``snakemake --config`` may say.
+
+    Attributes:
+        scale: Name of a scale.
+        config: Folder of the configuration.
+        records: Folder of records that takes the place of this machine's own; None if there is
+            none.
+    """
+
+    scale: str = "smoke"
+    config: str = "config"
+    records: str | None = None
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> "Settings":
+        """Return the settings in Snakemake's ``config``.
+
+        Raises:
+            UserError: For an unknown key, one without a value or a folder without records.
+        """
+        valid = [field.name for field in fields(cls)]
+        for key, value in given.items():
+            if key not in valid:
+                raise UserError(f"--config: unknown key '{key}'{closest(key, valid)}")
+            if value is None:
+                raise UserError(f"--config {key}: found nothing, expected a value")
+        # Snakemake makes numbers and truth values of what looks like them.
+        settings = cls(**{key: str(value) for key, value in given.items()})
+        records = settings.records
+        if records is not None and not Path(records, "records.parquet").is_file():
+            raise UserError(f"--config records: found '{records}', which has no records.parquet; "
+                            "expected a folder such as results/smoke")  # fmt: skip
+        return settings
 
 
 @dataclass(frozen=True)

@@ -248,6 +248,96 @@ MISTAKES = {
             "hidden_size is 64, not a multiple of linear.block_size 48",
         ],
     ),
+    "an optimizer called all": (
+        "optimizers.yaml",
+        {"all": {"variant_of": "adamw"}},
+        ["optimizers.yaml: found the name 'all', which means every entry"],
+    ),
+    "a name with a folder": (
+        "models.yaml",
+        {"../decoder": {"variant_of": "decoder_tiny"}},
+        ["models.yaml: found the name '../decoder', expected letters, digits"],
+    ),
+    "an entry that is none": (
+        "models.yaml",
+        {"decoder_tiny": None},
+        ["models.yaml: decoder_tiny: found None, expected a mapping"],
+    ),
+    "a variant of a list": (
+        "optimizers.yaml",
+        {"muon_jordan": {"variant_of": ["muon"]}},
+        ["optimizers.yaml: muon_jordan.variant_of: found ['muon'] (did you mean 'muon'?)"],
+    ),
+    "infinity among arguments": (
+        "optimizers.yaml",
+        {"adamw": {"arguments": {"eps": float("inf")}}},
+        ["optimizers.yaml: adamw.arguments.eps: found inf, expected a finite number"],
+    ),
+    "a rate twice": (
+        "optimizers.yaml",
+        {"muon": {"tune": {"lr": [0.1, 0.1, 0.1, 0.1, 0.1]}}},
+        ["optimizers.yaml: muon.tune.lr: found 0.1 twice, expected distinct values"],
+    ),
+    "a tuning seed twice": (
+        "experiments/language_optimizers.yaml",
+        {"seeds": {"tuning": [100, 100]}},
+        ["language_optimizers.yaml: seeds.tuning: found 100 twice"],
+    ),
+    "no optimizers": (
+        "experiments/language_optimizers.yaml",
+        {"optimizers": []},
+        ["language_optimizers.yaml: optimizers: found [], expected 'all' or at least 1 item"],
+    ),
+    "unknown kind": (
+        "experiments/language_optimizers.yaml",
+        {"kind": "trian"},
+        ["language_optimizers.yaml: kind: found 'trian' (did you mean 'train'?)"],
+    ),
+    "a key beside one with the name of the kind": (
+        "experiments/bit_flips.yaml",
+        {"optimizers": 3},
+        ["bit_flips.yaml: optimizers: found 3, expected a mapping"],
+    ),
+    "misspelt argument of a function": (
+        "experiments/failures.yaml",
+        {"arguments": {"probabilty": {}}},
+        ["failures.yaml: arguments: unknown argument 'probabilty' of ", "'probability'"],
+    ),
+    "misspelt argument in the scale": (
+        "scales/smoke.yaml",
+        {"experiments": {"failures": {"arguments": {"spaers": {}}}}},
+        ["failures.yaml under scales/smoke.yaml: arguments: unknown argument 'spaers'"],
+    ),
+    "function that is not ours": (
+        "experiments/failures.yaml",
+        {"function": "os.system"},
+        ["failures.yaml: arguments: unknown argument ", " of os.system (valid: command)"],
+    ),
+    "unknown function": (
+        "experiments/failures.yaml",
+        {"function": "harness.systems.failure_evidence.failurs"},
+        ["failures.yaml: function: ", "has no function 'failurs' (did you mean 'failures'?)"],
+    ),
+    "argument that the function lacks": (
+        "experiments/codec_cost.yaml",
+        {"timed": False},
+        ["codec_cost.yaml under", "required argument 'device' of ", " is missing"],
+    ),
+    "unknown rule of a claim": (
+        "claims.yaml",
+        {"root.loss.10b": {"rule": "valu"}},
+        ["claims.yaml: root.loss.10b.rule: found 'valu', expected 'exact', 'value'"],
+    ),
+    "unknown scale of a claim": (
+        "claims.yaml",
+        {"root.loss.10b": {"scale": "papr"}},
+        ["claims.yaml: root.loss.10b.scale: found 'papr' (did you mean 'paper'?)"],
+    ),
+    "unknown experiment of a recommendation": (
+        "recommendations.yaml",
+        {1: {"evidence": [{"experiment": "acumulation", "metric": "m", "says": "s"}]}},
+        ["recommendations.yaml: 1.evidence.0.experiment: found 'acumulation'", "'accumulation'"],
+    ),
     "missing data folder": (
         "datasets.yaml",
         {"standard_library": {"source": {"type": "local", "path": "/no/such/folder"}}},
@@ -268,6 +358,29 @@ def test_a_mistake_is_one_line_with_file_key_and_remedy(config, name):
 def test_relative_data_without_harness_data_says_what_to_set(config, monkeypatch):
     monkeypatch.delenv("HARNESS_DATA", raising=False)
     assert "export HARNESS_DATA=" in message(config, "local")
+
+
+def test_a_companion_is_checked_where_only_its_user_runs(config):
+    change(
+        config / "experiments" / "language_optimizers.yaml",
+        {"optimizers": ["muon"], "baseline": "muon"},
+    )
+    change(config / "optimizers.yaml", {"other": {"variant_of": "adamw", "arguments": {"ep": 1}}})
+    change(config / "optimizers.yaml", {"muon": {"companion": "other"}})
+    assert "optimizers.yaml: other.arguments: unknown argument 'ep'" in message(config)
+
+
+def test_a_folder_without_scales_is_named(tmp_path):
+    assert message(
+        tmp_path / "no"
+    ) == f"config: found '{tmp_path / 'no'}', which has no scales; " + (
+        "expected a folder like config of the checkout, with scales/smoke.yaml"
+    )
+
+
+def test_a_plan_for_another_machine_needs_no_data(config, monkeypatch):
+    monkeypatch.delenv("HARNESS_DATA", raising=False)
+    verify(load_catalog(config, "local"), data=False)
 
 
 def test_an_unknown_scale_names_the_closest(config):

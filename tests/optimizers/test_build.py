@@ -181,8 +181,29 @@ def test_a_pattern_that_matches_nothing_is_an_error():
         ("torch.optimm.Adam", "module 'torch.optimm' cannot be imported"),
         ("torch.nn.Linear", "is not a torch.optim.Optimizer"),
         ("Adam", "cannot be imported"),
+        (".optim.Adam", r"module '\.optim' cannot be imported \(TypeError: "),
     ],
 )
 def test_an_unusable_class_is_named(class_path, message):
     with pytest.raises(UserError, match=message):
         check_arguments(class_path, {}, "optimizers.yaml: x.arguments")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise RuntimeError('no\\nGPU')", r"\(RuntimeError: no GPU\)"),
+        ("def (", r"\(SyntaxError: invalid syntax "),
+        ("raise SystemExit(3)", r"\(SystemExit: 3\)"),
+    ],
+)
+def test_a_module_that_fails_on_import_is_named_with_its_reason(
+    source, reason, tmp_path, monkeypatch
+):
+    (tmp_path / "failing_module.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        UserError, match=r"^optimizers\.yaml: x\.class: found 'failing_module\.X'.*" + reason
+    ) as caught:
+        check_arguments("failing_module.X", {}, "optimizers.yaml: x.arguments")
+    assert "\n" not in str(caught.value)

@@ -35,11 +35,14 @@ RULES = {"check", "prepare", "calibrate", "tune", "train", "evaluate", "precisio
 RULES |= {"tables", "figures", "claims", "report"}
 
 
-def snakemake(folder: Path, *arguments: str, check: bool = True) -> str:
+def snakemake(
+    folder: Path, *arguments: str, check: bool = True, config: tuple[str, ...] = ()
+) -> str:
     command = [sys.executable, "-m", "snakemake", *arguments]
     command += ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
     command += ["--workflow-profile", str(ROOT / "profiles/default")]
-    command += ["--config", f"config={folder / 'config'}", "scale=micro"]
+    settings = [f"config={folder / 'config'}", "scale=micro", *config]
+    command += ["--config", *settings]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     output = done.stdout + done.stderr
     assert (done.returncode == 0) == check, output
@@ -55,7 +58,7 @@ def planned(folder: Path, *targets: str) -> set[str]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """A folder in which the workflow has run once."""
-    folder = tmp_path_factory.mktemp("workflow")
+    folder = tmp_path_factory.mktemp("a workflow")
     shutil.copytree(ROOT / "config", folder / "config")
     (folder / "config" / "scales" / "micro.yaml").write_text(yaml.safe_dump(MICRO))
     snakemake(folder)
@@ -115,6 +118,34 @@ def test_an_added_optimizer_adds_its_own_jobs_only(finished, tmp_path):
     table = next((folder / "results/micro/tables").glob("sweep.*.csv"))
     assert list(pd.read_csv(table)["optimizer"]) == ["adamw", "root", "adan"]
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
+
+
+def test_records_of_somebody_else_are_drawn_where_they_are(finished, tmp_path):
+    records = tmp_path / "her records"
+    shutil.copytree(finished / "results" / "micro", records)
+    for name in ("tables", "figures"):
+        shutil.rmtree(records / name)
+    for path in (*records.glob("report.*"), *records.glob("*.csv")):
+        path.unlink()
+    snakemake(finished, config=(f"records={records}",))
+    assert (records / "report.html").is_file()
+    assert list((records / "figures").glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("scal=check", "--config: unknown key 'scal' (did you mean 'scale'?)"),
+        ("scale=5", "scale: found '5' (valid: "),
+        ("scale=", "--config scale: found nothing, expected a value"),
+        ("config=no/such", "config: found 'no/such', which has no scales"),
+        ("records=no/such", "--config records: found 'no/such', which has no records.parquet"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(finished, setting, message):
+    output = snakemake(finished, "--dry-run", check=False, config=(setting,))
+    assert sum(message in line for line in output.splitlines()) == 1
+    assert "Traceback" not in output
 
 
 def test_a_mistake_ends_before_any_job_with_one_line(finished, tmp_path):
