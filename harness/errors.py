@@ -27,11 +27,13 @@ def closest(name: str, valid: Iterable[str]) -> str:
         valid: What would have been accepted.
     """
     candidates = sorted(valid)
-    # Case is what is mistaken most easily.
-    folded = {candidate.casefold(): candidate for candidate in candidates}
-    matches = get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+    matches = get_close_matches(name, candidates, n=1, cutoff=0.6)
+    if not matches:
+        folded = {candidate.casefold(): candidate for candidate in candidates}
+        found = get_close_matches(name.casefold(), folded, n=1, cutoff=0.8)
+        matches = [folded[one] for one in found]
     if matches:
-        return f" (did you mean '{folded[matches[0]]}'?)"
+        return f" (did you mean '{matches[0]}'?)"
     shown = ", ".join(candidates[:LISTED])
     more = f" and {len(candidates) - LISTED} more" if len(candidates) > LISTED else ""
     return f" (valid: {shown}{more})"
