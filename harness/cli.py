@@ -113,7 +113,7 @@ def figures(options: argparse.Namespace) -> None:
     """Draw the figures of a folder of records."""
     from harness.reporting.figures import write_figures
 
-    write_figures(options.records, options.output)
+    write_figures(options.records, options.output, options.processes)
 
 
 def claims(options: argparse.Namespace) -> None:
@@ -236,6 +236,20 @@ def _text(flag: str, default: str | None, text: str) -> Option:
     return add
 
 
+def _count(flag: str, default: int, text: str) -> Option:
+    def add(command: argparse.ArgumentParser) -> None:
+        command.add_argument(flag, type=_positive, default=default, metavar="N",
+                             help=f"{text} (default: {default})")  # fmt: skip
+
+    return add
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a whole number from 1 on")
+    return int(text)
+
+
 def _names(flag: str, default: Sequence[str], text: str) -> Option:
     def add(command: argparse.ArgumentParser) -> None:
         command.add_argument(flag, nargs="*", default=default, metavar="NAME", help=text)
@@ -268,6 +282,7 @@ _OPTIONS: dict[str, Option] = {
     "part_size": _text("--part-size", "60MiB", "largest size of a part"),
     "without": _names("--without", NODE_HAS, f"packages it has (default: {' '.join(NODE_HAS)})"),
     "output": _path("--output", None, "folder or file to write"),
+    "processes": _count("--processes", 1, "that work side by side"),
 }
 _SCALE = ("config", "results", "scale")
 _COMMANDS = {
@@ -277,7 +292,7 @@ _COMMANDS = {
     "trace": (trace, (*_SCALE, "name", "output")),
     "collect": (collect, _SCALE),
     "tables": (tables, ("records", "output")),
-    "figures": (figures, ("records", "output")),
+    "figures": (figures, ("records", "output", "processes")),
     "claims": (claims, ("config", "records", "output")),
     "recommendations": (recommendations, ("config", "records", "output")),
     "report": (report, ("records", "output")),

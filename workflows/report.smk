@@ -33,8 +33,9 @@ rule figures:
         directory(f"{RECORDS}/figures"),
     log:
         f"{RECORDS}/logs/figures.log",
+    threads: workflow.cores
     shell:
-        "{HARNESS} figures --records {RECORDS:q} --output {output:q} 2> {log:q}"
+        "{HARNESS} figures --records {RECORDS:q} --output {output:q} --processes {threads} 2> {log:q}"
 
 
 rule claims:

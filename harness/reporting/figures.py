@@ -5,6 +5,10 @@ import json
 import os
 import pkgutil
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 
@@ -35,22 +39,53 @@ def modules() -> Iterator[ModuleType]:
     yield from sorted(found, key=lambda module: (module.ORDER, module.__name__))
 
 
-def write_figures(records: Path, output: Path) -> list[Path]:
+def write_figures(records: Path, output: Path, processes: int = 1) -> list[Path]:
     """Draw all figures of a folder of records; return the PNG files.
 
     Beside them goes ``index.json``, from which the report takes titles, captions and experiments.
+
+    Args:
+        records: The folder.
+        output: Folder to write into.
+        processes: How many draw side by side.
     """
     results = Results(records)
     output.mkdir(parents=True, exist_ok=True)
-    index, written = [], []
-    for module in modules():
-        with house_style():
-            for name, (experiment, figure) in module.draw(results).items():
-                written.append(_save(figure, output / name))
-                index.append({"name": name, "title": module.TITLE, "experiment": experiment,
-                              "caption": _caption(module, results)})  # fmt: skip
+    names = [module.__name__ for module in modules()]
+    if processes == 1:
+        entries = [_draw(name, results, output) for name in names]
+    else:
+        # Not forked: pandas has started threads.
+        with ProcessPoolExecutor(processes, get_context("spawn"), _read, (records,)) as pool:
+            entries = list(pool.map(partial(_draw_own, output=output), names))
+    index = list(chain.from_iterable(entries))
     write_json(output / INDEX, index)
-    return written
+    return [output / f"{entry['name']}.png" for entry in index]
+
+
+def _draw(module_name: str, results: Results, output: Path) -> list[dict[str, str]]:
+    """Draw the figures of one module and return their entries of the index."""
+    module = importlib.import_module(module_name)
+    entries = []
+    with house_style():
+        for name, (experiment, figure) in module.draw(results).items():
+            _save(figure, output / name)
+            entries.append({"name": name, "title": module.TITLE, "experiment": experiment,
+                            "caption": _caption(module, results)})  # fmt: skip
+    return entries
+
+
+# Of a process that draws beside others: read once, for all figures that fall to it.
+_own_results: Results
+
+
+def _read(records: Path) -> None:
+    global _own_results
+    _own_results = Results(records)
+
+
+def _draw_own(module_name: str, output: Path) -> list[dict[str, str]]:
+    return _draw(module_name, _own_results, output)
 
 
 def read_index(figures: Path) -> list[dict[str, str]]:
@@ -62,10 +97,9 @@ def _caption(module: ModuleType, results: Results) -> str:
     return module.caption(results) if hasattr(module, "caption") else module.CAPTION
 
 
-def _save(figure: Figure, stem: Path) -> Path:
+def _save(figure: Figure, stem: Path) -> None:
     for suffix in FORMATS:
-        partial = stem.with_name(f"{stem.name}.partial.{suffix}")
-        figure.savefig(partial, dpi=200, metadata=_METADATA[suffix])
-        os.replace(partial, stem.with_name(f"{stem.name}.{suffix}"))
+        unfinished = stem.with_name(f"{stem.name}.partial.{suffix}")
+        figure.savefig(unfinished, dpi=200, metadata=_METADATA[suffix])
+        os.replace(unfinished, stem.with_name(f"{stem.name}.{suffix}"))
     plt.close(figure)
-    return stem.with_name(f"{stem.name}.png")
