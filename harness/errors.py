@@ -19,6 +19,11 @@ class Interrupted(Exception):
     """A signal asked the process to stop; what was running has saved its state."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or the name of its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def closest(name: str, valid: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the valid name nearest to ``name``, else the valid names.
 

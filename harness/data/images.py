@@ -18,7 +18,7 @@ from harness.data.digests import has_digest
 from harness.data.locations import locate
 from harness.data.prepared_files import MANIFEST, PROGRESS, read_object, source_changed
 from harness.data.text import SPLITS, Split, read_manifest
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 from harness.files import write_atomically, write_json
 
 # The split of images into training and validation is part of the dataset, not of a run.
@@ -159,7 +159,7 @@ def _torchvision_cifar10(root: str, where: str) -> tuple[LabelledImages, Labelle
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"{where}.source.root: no CIFAR-10 in '{folder}' and it cannot be downloaded "
-                f"({str(error).splitlines()[0]}); expected cifar-10-batches-py there"
+                f"({first_line(error)}); expected cifar-10-batches-py there"
             ) from error
         labels = np.array(part.targets, dtype=np.int64)
         parts.append(LabelledImages(part.data.transpose(0, 3, 1, 2).copy(), labels))
@@ -176,7 +176,7 @@ def _parquet(path: Path, source: Mapping[str, Any], where: str) -> LabelledImage
         table = pyarrow.parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{where}.source.path: '{path}' is not a whole Parquet file "
-                        f"({_reason(error)})") from None  # fmt: skip
+                        f"({first_line(error)})") from None  # fmt: skip
     if len(table) == 0:
         raise UserError(f"{where}.source.path: '{path}' has no rows, expected images")
     for key in ("image_column", "label_column"):
@@ -196,7 +196,7 @@ def _parquet(path: Path, source: Mapping[str, Any], where: str) -> LabelledImage
         try:
             decoded.append(np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")))
         except Exception as error:  # each format of Pillow has its own ones
-            raise UserError(f"{place} is no image ({_reason(error)})") from None
+            raise UserError(f"{place} is no image ({first_line(error)})") from None
         if decoded[-1].shape != decoded[0].shape:
             raise UserError(f"{place} has {_pixels(decoded[-1])} pixels, expected "
                             f"{_pixels(decoded[0])} as row 0 has")  # fmt: skip
@@ -230,7 +230,3 @@ def _check_test(train: LabelledImages, test: LabelledImages, where: str) -> None
 
 def _pixels(image: np.ndarray) -> str:
     return f"{image.shape[1]}x{image.shape[0]}"
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError, closest
+from harness.errors import UserError, closest, first_line
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 # Rows of a Parquet file that are decoded at a time.
@@ -45,7 +45,9 @@ def read_texts(file: Path, column: str, start: int, where: str) -> Iterator[str]
         else:
             yield from _plain(file, start)
     except OSError as error:
-        raise UserError(f"{where}.source.path: '{file}' cannot be read ({_line(error)})") from None
+        raise UserError(
+            f"{where}.source.path: '{file}' cannot be read ({first_line(error)})"
+        ) from None
 
 
 def text_of(value: Any, column: str, row: str, where: str) -> str:
@@ -76,10 +78,6 @@ def check_column(column: str, columns: list[str], name: str, where: str) -> None
 def _plain(file: Path, start: int) -> Iterator[str]:
     if start == 0:
         yield file.read_text(encoding="utf-8", errors="replace")
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _jsonl(file: Path, column: str, start: int, where: str) -> Iterator[str]:
@@ -124,7 +122,7 @@ def _parquet(file: Path, column: str, start: int, where: str) -> Iterator[str]:
     try:
         table = ParquetFile(file)
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{where}.source.path: '{file}' is not a Parquet file ({_line(error)})"
+        raise UserError(f"{where}.source.path: '{file}' is not a Parquet file ({first_line(error)})"
                         ) from None  # fmt: skip
     with table:
         check_column(column, table.schema_arrow.names, str(file), where)
@@ -143,7 +141,7 @@ def _parquet(file: Path, column: str, start: int, where: str) -> Iterator[str]:
                     values = batch.column(0).slice(max(0, start - row)).to_pylist()
                 except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
                     raise UserError(f"{where}.source.path: '{file}' is damaged at row {row} or "
-                                    f"after it ({_line(error)})") from None  # fmt: skip
+                                    f"after it ({first_line(error)})") from None  # fmt: skip
                 row += len(batch)
                 for back, value in zip(range(len(values), 0, -1), values, strict=True):
                     yield text_of(value, column, f"row {row - back} of {file}", where)

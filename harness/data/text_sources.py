@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from harness.data.locations import hub_copy, locate
 from harness.data.text_files import SUFFIXES, check_column, files_below, read_texts, text_of
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 
 
 class Document(NamedTuple):
@@ -201,15 +201,11 @@ def _stream(source: Mapping[str, Any], where: str) -> Hub:
         folder = hub_copy(path)
         raise UserError(
             f"{where}.source.path: '{path}' cannot be reached on the hub "
-            f"({_reason(error)}), and "
+            f"({first_line(error)}), and "
             + (f"'{folder}' has no copy" if folder else "HARNESS_DATA is not set")
             + f"; expected network access, or a copy: {_download(source)}"
         ) from error
     return Hub(rows, commit, source, where)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _download(source: Mapping[str, Any]) -> str:

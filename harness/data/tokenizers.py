@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from harness.data.locations import hub_copy, locate
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -56,12 +56,8 @@ def _read(read: Callable[[], Part], found: str, expected: str) -> Part:
         return read()
     except Exception as error:  # the Rust library raises bare exceptions
         raise UserError(
-            f"{found}: cannot be loaded ({_reason(error)}); expected {expected}"
+            f"{found}: cannot be loaded ({first_line(error)}); expected {expected}"
         ) from None
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _byte_vocabulary() -> dict[str, int]:
@@ -99,7 +95,7 @@ def _from_hub(path: str, where: str) -> Tokenizer:
         return _with_end_of_text(Tokenizer.from_pretrained(path))
     except Exception as error:  # the Rust library raises bare exceptions
         raise UserError(
-            f"{where}.tokenizer.path: '{path}' cannot be loaded ({_reason(error)}) from "
+            f"{where}.tokenizer.path: '{path}' cannot be loaded ({first_line(error)}) from "
             f"{file or 'the hub, and HARNESS_DATA is not set'}; expected network access or a copy: "
             f'hf download {path} tokenizer.json --local-dir "$HARNESS_DATA/{path}"'
         ) from error

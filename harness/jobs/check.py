@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 from harness.jobs.context import Context
 from harness.plan.job import Job
 from harness.training.devices import leased_device
@@ -29,9 +29,10 @@ def check(job: Job, context: Context) -> dict[str, Any]:
             except UserError:
                 raise
             except Exception as error:
+                reason = f"{type(error).__name__}: {first_line(error)}"
                 raise UserError(
-                    f"{name}: cannot take a step: {_reason(error)}; expected arguments that its "
-                    "class accepts"
+                    f"{name}: cannot take a step: {reason}; expected arguments that its class "
+                    "accepts"
                 ) from error
     return {"checked": [item.factors.optimizer for item in job.work]}
 
@@ -51,7 +52,7 @@ def _compile(device: str, context: Context) -> None:
         cause = getattr(error, "inner_exception", error)
         where = f"{context.catalog.folder}/scales/{context.catalog.scale_name}.yaml: compile"
         raise UserError(
-            f"{where}: found true, but torch.compile fails: {_reason(cause)}; expected what its "
+            f"{where}: found true, but torch.compile fails: {first_line(cause)}; expected what its "
             "compilers need, such as gcc and Python's headers, or false"
         ) from error
 
@@ -87,8 +88,3 @@ def _tiny_decoder(device: str) -> "Decoder":
         "feed_forward": {"kind": "swiglu", "intermediate_size": 16},
     }
     return Decoder(validate(ModelSpec, spec, "check"), vocab_size=17).to(device)
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -185,8 +185,6 @@ def _sample(
         for _ in range(STEPS_PER_SAMPLE):
             replay()
 
-    # A CUDA graph reads its inputs where they were; nothing else keeps these.
-    sample.inputs = tokens_B1  # type: ignore[attr-defined]
     return sample
 
 
@@ -201,4 +199,9 @@ def _captured(step: Callable[[], None]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+
+    def replay(keeps: Callable[[], None] = step) -> None:
+        # What the step reads has to live as long as the graph, which reads it where it was.
+        graph.replay()
+
+    return replay

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 
 RECORD_COLUMNS = {
     "experiment": "string",  # name of the file in config/experiments
@@ -79,10 +79,9 @@ def _load(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(path)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{path}: found no whole Parquet table ({reason}), expected the records that "
-            "'snakemake' collects; delete it to have them collected again"
+            f"{path}: found no whole Parquet table ({first_line(error)}), expected the records "
+            "that 'snakemake' collects; delete it to have them collected again"
         ) from None
     missing = [name for name in columns if name not in frame.columns]
     if missing:
