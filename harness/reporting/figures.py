@@ -1,7 +1,6 @@
 """Drawing every module of ``paper_figures`` and saving it as PNG, SVG and PDF."""
 
 import importlib
-import json
 import os
 import pkgutil
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from types import ModuleType
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from harness.files import write_json
+from harness.files import read_json, write_json
 from harness.reporting.results import Results
 from harness.reporting.style import house_style
 
@@ -49,6 +48,7 @@ def write_figures(records: Path, output: Path, processes: int = 1) -> list[Path]
         output: Folder to write into.
         processes: How many draw side by side.
     """
+    # Also where other processes draw: records that cannot be read end here, in one line.
     results = Results(records)
     output.mkdir(parents=True, exist_ok=True)
     names = [module.__name__ for module in modules()]
@@ -90,7 +90,7 @@ def _draw_own(module_name: str, output: Path) -> list[dict[str, str]]:
 
 def read_index(figures: Path) -> list[dict[str, str]]:
     """Return name, title, caption and experiment of every figure in a folder."""
-    return json.loads((figures / INDEX).read_text())
+    return read_json(figures / INDEX)
 
 
 def _caption(module: ModuleType, results: Results) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import UserError
+from harness.files import read_json
 from harness.records.statistics import Estimate, mean_over_seeds, paired_difference
 from harness.records.store import load_records, load_runs
 
@@ -145,7 +146,7 @@ class Results:
         path = folder / "plan.json"
         if not path.is_file():
             raise UserError(f"{path}: no such file; expected the plan that 'snakemake' collects")
-        self.plan: dict[str, Any] = json.loads(path.read_text())
+        self.plan: dict[str, Any] = read_json(path)
 
     @property
     def scale(self) -> str:
