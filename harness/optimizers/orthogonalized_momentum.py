@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import closest
-from harness.numerics.mixed_precision import SMALLEST_SIDE, orthogonalize_bfloat16_
+from harness.numerics.mixed_precision import SMALLEST_SIDE, orthogonalize_bfloat16
 from harness.numerics.orthogonalization import SCHEDULES, Triple, orthogonalize, schedule
 from harness.optimizers.matrices import as_matrices, parts
 from harness.optimizers.outliers import clip_, percentile_threshold
@@ -21,6 +21,8 @@ from harness.optimizers.outliers import clip_, percentile_threshold
 MomentumForm = Literal["sum", "average"]
 LearningRateScale = Literal["none", "original", "match_rms_adamw"]
 ADANEWTON = "adanewton"
+# Entries of matrices that one batch on a CPU has, or more if that is less than one for each core.
+CACHED = 2**20
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
@@ -34,7 +36,7 @@ class OrthogonalizedMomentum(torch.optim.Optimizer):
     convolution kernel, a single matrix of shape (dimension 0, rest). The kernel of a Conv1d would
     be taken for a batch: give it to another optimizer. Matrices of equal shape are worked on
     together, so a step needs memory for a few such batches beside the momentum; on a CPU, of a few
-    single matrices.
+    matrices.
 
     References:
         - Muon: Keller Jordan, github.com/KellerJordan/Muon; Moonlight, arXiv 2502.16982.
@@ -57,7 +59,8 @@ class OrthogonalizedMomentum(torch.optim.Optimizer):
         learning_rate_scale: Factor by shape: ``none``; ``original``, sqrt(max(1, rows / columns));
             ``match_rms_adamw``, 0.2 sqrt(max(rows, columns)).
         dtype: Type of the products that orthogonalise; None for the parameter's own. Products in
-            ``bfloat16`` keep the update within 1e-2 of the exact polynomial.
+            ``bfloat16`` keep the update within 1e-2 of the exact polynomial (1.5e-2 where all
+            singular values are the same or a few entries hold most of the matrix).
         eps: Added to the norm by which a matrix is divided.
 
     Raises:
@@ -154,8 +157,7 @@ class OrthogonalizedMomentum(torch.optim.Optimizer):
         [group] = [g for g in self.param_groups if any(p is parameter for p in g["params"])]
         buffer, gradient = self.state[parameter]["momentum_buffer"], parameter.grad
         assert gradient is not None, "the gradient of the last step was cleared"
-        [mixed] = _mixed(group, [gradient], [buffer])
-        return as_matrices(mixed)
+        return as_matrices(_mixed(group, [gradient], [buffer])[0])
 
     def _matrices(self, parameter: Tensor, gradient: Tensor) -> Iterator["_Matrix"]:
         """Yield the matrices of a parameter, whose first step makes its momentum buffer."""
@@ -187,8 +189,8 @@ def _step_together(group: Mapping[str, Any], matrices: list[_Matrix]) -> None:
     else:
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, gradients)
-    directions = [one.flatten(1) for one in _mixed(group, gradients, buffers)]
-    rows, columns = directions[0].shape
+    directions = _mixed(group, gradients, buffers).flatten(2)
+    rows, columns = directions.shape[1:]
     updates = _orthogonalized(group, directions)
     lr = float(group["lr"])
     if group["weight_decay"]:
@@ -198,43 +200,42 @@ def _step_together(group: Mapping[str, Any], matrices: list[_Matrix]) -> None:
     torch._foreach_add_(weights, matching, alpha=-lr * scale)
 
 
-def _mixed(
-    group: Mapping[str, Any], gradients: list[Tensor], buffers: list[Tensor]
-) -> Sequence[Tensor]:
-    """Return copies of what a step orthogonalises, given its gradients and new buffers."""
+def _mixed(group: Mapping[str, Any], gradients: list[Tensor], buffers: list[Tensor]) -> Tensor:
+    """Return the batch that a step orthogonalises, given its gradients and new buffers."""
     if not group["nesterov"]:
-        return [buffer.clone() for buffer in buffers]
+        return torch.stack(buffers)
+    batch = torch.stack(gradients)
     if group["momentum_form"] == "average":
-        return torch._foreach_lerp(gradients, buffers, group["momentum"])
-    return torch._foreach_add(gradients, buffers, alpha=group["momentum"])
+        torch._foreach_lerp_(list(batch), buffers, group["momentum"])
+    else:
+        torch._foreach_add_(list(batch), buffers, alpha=group["momentum"])
+    return batch
 
 
 def _chunks(matrices: list[_Matrix]) -> Iterator[list[_Matrix]]:
-    """Yield what is worked on together; large matrices gain nothing from it on a CPU."""
+    """Yield what is worked on together: on a CPU as much as its caches hold, on each core alike."""
     first = matrices[0].weight
-    alone = first.device.type == "cpu" and min(first.flatten(1).shape) >= SMALLEST_SIDE
-    size = 1 if alone else len(matrices)
+    size = len(matrices)
+    if first.device.type == "cpu" and min(first.flatten(1).shape) >= SMALLEST_SIDE:
+        cores = torch.get_num_threads()
+        size = cores * math.ceil(CACHED / (cores * first.numel()))
     for start in range(0, len(matrices), size):
         yield matrices[start : start + size]
 
 
-def _orthogonalized(group: Mapping[str, Any], matrices: list[Tensor]) -> Sequence[Tensor]:
-    """Return the filtered and orthogonalised matrices, which may share memory with the given."""
-    triples = _triples(group, matrices[0].shape)
+def _orthogonalized(group: Mapping[str, Any], batch: Tensor) -> Tensor:
+    """Return the filtered and orthogonalised matrices of ``batch``, which may be overwritten."""
+    triples = _triples(group, batch.shape[1:])
     if group["outlier_percentile"] is not None:
-        for matrix in matrices:
+        for matrix in batch:
             clip_(matrix, percentile_threshold(matrix, group["outlier_percentile"]))
     elif group["outlier_threshold"] is not None:
-        for matrix in matrices:
-            clip_(matrix, group["outlier_threshold"])
+        clip_(batch, group["outlier_threshold"])
     if group["dtype"] == "bfloat16":
-        matrices = [matrix.float().contiguous() for matrix in matrices]
-        orthogonalize_bfloat16_(matrices, triples, group["eps"])
-        return matrices
-    batch = torch.stack(matrices)
+        return orthogonalize_bfloat16(batch.float(), triples, group["eps"])
     if group["dtype"] is not None:
         batch = batch.to(DTYPES[group["dtype"]])
-    return list(orthogonalize(batch, triples, group["eps"]))
+    return orthogonalize(batch, triples, group["eps"])
 
 
 def _triples(group: Mapping[str, Any], shape: Sequence[int]) -> Sequence[Triple]:

@@ -34,24 +34,24 @@ def percentile_threshold(matrix: Tensor, percentile: float) -> Tensor:
         matrix: Of any shape.
         percentile: Between 0 and 1.
     """
-    magnitudes = matrix.flatten().abs().float()
-    position = percentile * (len(magnitudes) - 1)
+    values = matrix.flatten().float()
+    position = percentile * (len(values) - 1)
     lower = math.floor(position)
-    upper = min(lower + 1, len(magnitudes) - 1)
-    low, high = _order_statistics(magnitudes, lower, upper)
+    upper = min(lower + 1, len(values) - 1)
+    low, high = _order_statistics(values, lower, upper)
     return low + (high - low) * (position - lower) + 1e-9
 
 
 def _order_statistics(values: Tensor, lower: int, upper: int) -> tuple[Tensor, Tensor]:
-    """Return two neighbouring order statistics of ``values``, whose order may change."""
+    """Return two neighbouring order statistics of the absolute values."""
     if values.device.type == "cpu":
-        candidates, skipped = _candidates(values.numpy(), lower, upper)
+        candidates, skipped = _candidates(np.abs(values.numpy()), lower, upper)
         candidates.partition(lower - skipped)
         low = candidates[lower - skipped]
         high = candidates[upper - skipped :].min() if upper > lower else low
         return torch.tensor(low), torch.tensor(high)
     # A GPU sorts with all of it; its kthvalue of one row runs on a single multiprocessor.
-    ordered = values.sort().values
+    ordered = values.abs().sort().values
     return ordered[lower], ordered[upper]
 
 
@@ -71,8 +71,10 @@ def _candidates(values: np.ndarray, lower: int, upper: int) -> tuple[np.ndarray,
     margin = math.ceil(SIGMAS * math.sqrt(len(sample) * quantile * (1 - quantile))) + 1
     first, last = max(0, centre - margin), min(len(sample) - 1, centre + margin)
     sample.partition((first, last))
-    inside = np.compress((values >= sample[first]) & (values <= sample[last]), values)
-    below = int(np.count_nonzero(values < sample[first]))
-    if below <= lower and upper < below + len(inside):
-        return inside, below
+    inside = values >= sample[first]
+    below = count - int(np.count_nonzero(inside))
+    inside &= values <= sample[last]
+    candidates = np.compress(inside, values)
+    if below <= lower and upper < below + len(candidates):
+        return candidates, below
     return values, 0

@@ -4,11 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.numerics.mixed_precision import iterate_batch, orthogonalize_bfloat16_
+from harness.numerics.mixed_precision import iterate_batch, orthogonalize_bfloat16
 from harness.numerics.orthogonalization import normalize, orthogonalize, schedule
 
 # What the project promises for bfloat16 and float32 products.
 BFLOAT16, FLOAT32 = 1e-2, 1e-5
+# Half as much again: singular values that are all the same, but for zeros, meet the same slope at
+# every step, and where a few entries hold most of a matrix each step rounds them.
+SPECIAL = 1.5
+SPECIAL_MATRICES = ("orthogonal", "half isometry", "isometry", "student's t", "cauchy")
 
 
 def with_singular_values(values: Tensor, rows: int, columns: int, generator) -> Tensor:
@@ -29,11 +33,14 @@ def spectra(rows: int, columns: int) -> dict[str, Tensor]:
         values = torch.logspace(0, last, side, dtype=torch.float64)
         return with_singular_values(values, rows, columns, generator)
 
-    orthogonal = torch.ones(side, dtype=torch.float64)
+    def isometry(rank: int) -> Tensor:
+        values = (torch.arange(side) < rank).double()
+        return with_singular_values(values, rows, columns, generator)
+
     harmonic = torch.arange(1, side + 1).double() ** -1
     return {
         "gaussian": normal(rows, columns),
-        "orthogonal": with_singular_values(orthogonal, rows, columns, generator),
+        "orthogonal": isometry(side),
         "condition 1e1": geometric(-1),
         "condition 1e3": geometric(-3),
         "condition 1e6": geometric(-6),
@@ -45,9 +52,13 @@ def spectra(rows: int, columns: int) -> dict[str, Tensor]:
         "rank one": normal(rows, 1) @ normal(1, columns),
         "rank one in noise": normal(rows, 1) @ normal(1, columns) + 0.01 * normal(rows, columns),
         "dead rows": normal(rows, columns) * (torch.arange(rows) % 4 > 0)[:, None],
+        "hot row": normal(rows, columns) * (1 + 1000.0 * (torch.arange(rows) == 5))[:, None],
+        "hot column": normal(rows, columns) * (1 + 1000.0 * (torch.arange(columns) == 5)),
         "student's t": normal(rows, columns)
         / torch.empty(rows, columns).exponential_(generator=generator).sqrt(),
         "cauchy": torch.empty(rows, columns).cauchy_(generator=generator),
+        "half isometry": isometry(side // 2),
+        "isometry": isometry(side * 9 // 10),
     }
 
 
@@ -71,30 +82,36 @@ SHAPES = [(256, 256), (264, 704), (704, 264), (528, 528)]
 POLYNOMIALS = {
     "muon": (schedule("muon", 5), BFLOAT16),
     "adanewton": (((2.909, -3.810, 1.860),) * 5, BFLOAT16),
-    "polar_express": (schedule("polar_express", 5), 4 * BFLOAT16),
+    "polar_express": (schedule("polar_express", 5), 4.5 * BFLOAT16),
 }
+
+
+def limit(name: str, promise: float) -> float:
+    return promise * SPECIAL if name in SPECIAL_MATRICES else promise
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("polynomial", POLYNOMIALS)
 def test_bfloat16_products_on_a_cpu_stay_within_their_promise(shape, polynomial):
-    triples, limit = POLYNOMIALS[polynomial]
-    for name, matrix in spectra(*shape).items():
-        found = matrix.clone()
-        orthogonalize_bfloat16_([found], triples)
-        assert distance(found, exact(matrix, triples)) < limit, name
+    """Each matrix alone and beside all others, which share what is decided for a batch."""
+    triples, promise = POLYNOMIALS[polynomial]
+    given = spectra(*shape)
+    together = orthogonalize_bfloat16(torch.stack(list(given.values())), triples)
+    for (name, matrix), found in zip(given.items(), together, strict=True):
+        wanted = exact(matrix, triples)
+        [alone] = orthogonalize_bfloat16(matrix[None].clone(), triples)
+        assert distance(alone, wanted) < limit(name, promise), name
+        assert distance(found, wanted) < limit(name, promise), name
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (264, 704)])
 def test_bfloat16_products_with_float32_accumulators_stay_within_their_promise(shape):
     """What runs on a GPU, with its accumulators emulated."""
     triples = schedule("muon", 5)
-    names, matrices = zip(*spectra(*shape).items(), strict=True)
-    batch = iterate_batch(normalize(torch.stack(matrices), 1e-7), triples)
-    for name, matrix, found in zip(names, matrices, batch, strict=True):
-        # A few entries hold all of a Cauchy matrix, and each is rounded at every step.
-        limit = 1.5 * BFLOAT16 if name == "cauchy" else BFLOAT16
-        assert distance(found, exact(matrix, triples)) < limit, name
+    given = spectra(*shape)
+    batch = iterate_batch(normalize(torch.stack(list(given.values())), 1e-7), triples)
+    for (name, matrix), found in zip(given.items(), batch, strict=True):
+        assert distance(found, exact(matrix, triples)) < limit(name, BFLOAT16), name
 
 
 # In low ranks the rounding of single products shows, which differs between processors.
@@ -120,19 +137,28 @@ def test_usual_bfloat16_steps_are_far_from_the_polynomial_for_low_rank():
 def test_zero_and_tiny_matrices_stay_finite():
     triples = schedule("muon", 5)
     for value in (0.0, 1e-20):
-        matrix = torch.full((256, 300), value)
-        orthogonalize_bfloat16_([matrix], triples)
-        assert torch.isfinite(matrix).all()
+        batch = orthogonalize_bfloat16(torch.full((1, 256, 300), value), triples)
+        assert torch.isfinite(batch).all()
         batch = iterate_batch(torch.full((1, 256, 300), value), triples)
         assert torch.isfinite(batch).all()
 
 
-def test_small_matrices_and_lists_are_done_one_by_one():
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_so_and_alone(value):
+    batch = torch.randn(2, 256, 300, generator=torch.Generator().manual_seed(1))
+    batch[0, 3, 4] = value
+    found = orthogonalize_bfloat16(batch, schedule("muon", 5))
+    assert found[0].isnan().any()
+    assert found[1].isfinite().all()
+
+
+def test_matrices_of_a_batch_do_not_mix():
     generator = torch.Generator().manual_seed(1)
+    triples = schedule("muon", 5)
     for shape in ((5, 9), (256, 256)):
-        matrices = [torch.randn(shape, generator=generator) for _ in range(3)]
-        wanted = [exact(matrix, schedule("muon", 5)) for matrix in matrices]
-        orthogonalize_bfloat16_(matrices, schedule("muon", 5))
+        batch = torch.randn(3, *shape, generator=generator)
+        wanted = [exact(matrix, triples) for matrix in batch]
+        found = orthogonalize_bfloat16(batch, triples)
         assert all(
-            distance(one, other) < BFLOAT16 for one, other in zip(matrices, wanted, strict=True)
+            distance(one, other) < BFLOAT16 for one, other in zip(found, wanted, strict=True)
         )

@@ -202,13 +202,13 @@ def test_experts_of_all_layers_are_orthogonalised_together(monkeypatch):
     layers = parameters(4, [(3, 6, 15), (3, 6, 15), (2, 6, 15), (6, 15)])
     gradients(layers, 0)
     counts = []
-    orthogonalize_ = orthogonalized_momentum.orthogonalize_bfloat16_
+    orthogonalize = orthogonalized_momentum.orthogonalize_bfloat16
 
-    def counting(matrices, *arguments):
-        counts.append(len(matrices))
-        orthogonalize_(matrices, *arguments)
+    def counting(batch, *arguments):
+        counts.append(len(batch))
+        return orthogonalize(batch, *arguments)
 
-    monkeypatch.setattr(orthogonalized_momentum, "orthogonalize_bfloat16_", counting)
+    monkeypatch.setattr(orthogonalized_momentum, "orthogonalize_bfloat16", counting)
     OrthogonalizedMomentum(layers).step()
     assert counts == [3 + 3 + 2 + 1]
 
