@@ -9,6 +9,11 @@ min_version("9.10")
 include: "workflows/common.smk"
 
 
+onerror:
+    if SETTINGS.records is None:
+        print(f"records of what is done: harness collect --so-far --scale {SCALE}", file=sys.stderr)
+
+
 rule all:
     input:
         f"{RECORDS}/tables",

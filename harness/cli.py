@@ -96,10 +96,15 @@ def trace(options: argparse.Namespace) -> None:
 
 
 def collect(options: argparse.Namespace) -> None:
-    """Gather the results of all jobs of a scale into its tables."""
+    """Gather the results of all jobs of a scale into its records, or of those that are done."""
     from harness.jobs.collect import collect as gather
+    from harness.jobs.collect import collect_so_far
 
-    gather(_context(options))
+    if options.so_far:
+        folder = collect_so_far(_context(options))
+        print(f"report: snakemake report --config records={folder}")
+    else:
+        gather(_context(options))
 
 
 def tables(options: argparse.Namespace) -> None:
@@ -244,6 +249,13 @@ def _count(flag: str, default: int, text: str) -> Option:
     return add
 
 
+def _flag(flag: str, text: str) -> Option:
+    def add(command: argparse.ArgumentParser) -> None:
+        command.add_argument(flag, action="store_true", help=text)
+
+    return add
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found '{text}', expected a whole number from 1 on")
@@ -283,6 +295,7 @@ _OPTIONS: dict[str, Option] = {
     "without": _names("--without", NODE_HAS, f"packages it has (default: {' '.join(NODE_HAS)})"),
     "output": _path("--output", None, "folder or file to write"),
     "processes": _count("--processes", 1, "that work side by side"),
+    "so_far": _flag("--so-far", "what is done already, in a folder of its own"),
 }
 _SCALE = ("config", "results", "scale")
 _COMMANDS = {
@@ -290,7 +303,7 @@ _COMMANDS = {
     "job": (job, (*_SCALE, "name", "log")),
     "run": (run, ("config", "scale", "for")),
     "trace": (trace, (*_SCALE, "name", "output")),
-    "collect": (collect, _SCALE),
+    "collect": (collect, (*_SCALE, "so_far")),
     "tables": (tables, ("records", "output")),
     "figures": (figures, ("records", "output", "processes")),
     "claims": (claims, ("config", "records", "output")),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from harness.config.catalog import load_catalog
 from harness.errors import Interrupted, UserError
+from harness.jobs.collect import collect_so_far
 from harness.jobs.context import Context
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,11 @@ def run_for(seconds: float, config: Path, scale: str) -> Iterator[str]:
         if names:
             yield f"left: {', '.join(names)}"
         yield "the time is up; the same command goes on from here"
-    elif status:
+    if status == 0:
+        return
+    if done:
+        yield f"report of that: snakemake report --config records={collect_so_far(context)}"
+    if status:
         raise UserError(f"snakemake: ended with status {status}, see above; what is done is kept")
 
 

@@ -10,7 +10,7 @@ _STAGES = {
     "check": "check.check",
     "prepare": "prepare.prepare_dataset",
     "calibrate": "calibrate.calibrate",
-    "tune": "train.tune",
+    "tune": "train.train",
     "train": "train.train",
     "evaluate": "evaluate.evaluate",
     "precision": "precision.precision",

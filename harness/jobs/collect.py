@@ -1,15 +1,19 @@
 """From the results of all jobs to the two tables of a scale: records and runs."""
 
 import json
+from collections.abc import Set
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from harness.config.base import validate
 from harness.config.model_schema import ModelSpec
+from harness.errors import UserError
 from harness.files import write_json
 from harness.jobs.context import Context
+from harness.jobs.train import so_far
 from harness.models.counts import CacheContent, cached_elements
 from harness.plan.job import Job
 from harness.plan.summary import summarise
@@ -17,6 +21,8 @@ from harness.records.run_folder import require_summary
 from harness.records.store import RECORD_COLUMNS, RUN_COLUMNS, write_table
 
 BFLOAT16_BYTES = 2
+# Folder in that of a scale for the records of a part of its jobs.
+SO_FAR = "so_far"
 # Stages whose jobs return records.
 RECORDING = ("calibrate", "evaluate", "precision", "measure", "compute", "faults")
 
@@ -25,27 +31,60 @@ def collect(context: Context) -> None:
     """Write ``records.parquet``, ``runs.parquet`` and ``plan.json`` of the context's scale.
 
     Raises:
-        UserError: If what a job or a run recorded is damaged or gone.
+        UserError: If a job has no result yet, or what a job or a run recorded is damaged or gone.
     """
+    _write(context, context.scale_folder, frozenset())
+
+
+def collect_so_far(context: Context) -> Path:
+    """Write the three files for what there is, and return their folder.
+
+    The plan lists the jobs without a result. Of those that train, the runs that have ended count.
+
+    Raises:
+        UserError: If there are no results yet, or what a job or a run recorded is damaged or gone.
+    """
+    missing = frozenset(
+        name for name, job in context.jobs.items() if not context.output(job).is_file()
+    )
+    if len(missing) == len(context.jobs):
+        raise UserError(f"{context.scale_folder}: found no results yet, expected some of the "
+                        f"{len(missing)} jobs of the scale")  # fmt: skip
+    folder = context.scale_folder / SO_FAR
+    _write(context, folder, missing)
+    return folder
+
+
+def _write(context: Context, folder: Path, missing: Set[str]) -> None:
     records: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
     for job in context.jobs.values():
         if job.stage in ("tune", "train"):
-            result = context.result(job.name)
+            result = so_far(job, context) if job.name in missing else context.result(job.name)
             for run in result["runs"]:
                 its_records, row = _training_run(context, job, run)
                 records.extend(its_records)
                 runs.append(row)
             if "unreported" in result:
                 runs.extend(_unreported(job, result["unreported"]))
-        elif job.stage in RECORDING:
+        elif job.stage in RECORDING and job.name not in missing:
             records.extend(
                 _job_record(job, record) for record in context.result(job.name)["records"]
             )
-    folder = context.scale_folder
+    plan = summarise(context.catalog, context.jobs)
+    plan |= {"jobs": len(context.jobs), "missing": _by_part(context, missing)}
     write_table(pd.DataFrame(records), RECORD_COLUMNS, folder / "records.parquet")
     write_table(pd.DataFrame(runs), RUN_COLUMNS, folder / "runs.parquet")
-    write_json(folder / "plan.json", summarise(context.catalog, context.jobs))
+    write_json(folder / "plan.json", plan)
+
+
+def _by_part(context: Context, missing: Set[str]) -> dict[str, list[str]]:
+    """Return the missing jobs by experiment, or by stage where they serve several experiments."""
+    parts: dict[str, list[str]] = {}
+    for job in context.jobs.values():
+        if job.name in missing:
+            parts.setdefault(job.experiment or job.stage, []).append(job.name)
+    return parts
 
 
 def _training_run(

@@ -5,7 +5,7 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from types import FrameType
 from typing import Any
@@ -20,37 +20,71 @@ from harness.training.devices import leased_device
 SELECTION_METRIC = "validation/loss"
 
 
-def tune(job: Job, context: Context) -> dict[str, Any]:
-    """Train the trials of ``job`` and list them."""
-    with _trainer(job, context) as run:
-        return {"runs": [run(item) for item in job.work]}
-
-
 def train(job: Job, context: Context) -> dict[str, Any]:
-    """Train the reporting seeds of ``job`` at the learning rate with the best tuning result.
+    """Train the runs of ``job`` and list them: trials, then reporting seeds at the best rate.
 
     The trials are its own or those of the jobs it needs. If every one diverged there is nothing to
     report: the result says so.
     """
     with _trainer(job, context) as run:
-        runs = [run(item) for item in job.work if item.role == "tuning"]
-        reporting = [item for item in job.work if item.role == "reporting"]
-        if any("learning_rate" not in item.spec for item in reporting):
-            earlier = [name for name in job.needs if context.job(name).stage == "tune"]
-            trials = runs + [trial for name in earlier for trial in context.result(name)["runs"]]
-            rate = best_learning_rate(trials, context)
-            if rate is None:
-                return {"runs": runs, "unreported": "every learning rate of the grid diverged or "
-                        "failed"}  # fmt: skip
-            reporting = [
-                replace(
-                    item,
-                    factors=replace(item.factors, learning_rate=rate),
-                    spec=item.spec | {"learning_rate": rate},
-                )
-                for item in reporting
-            ]
-        return {"runs": runs + [run(item) for item in reporting]}
+        return _result(job, context, run)
+
+
+def so_far(job: Job, context: Context) -> dict[str, Any]:
+    """Return the result of a job that has not ended, with the runs that have.
+
+    Raises:
+        UserError: If what a run recorded is damaged.
+    """
+    runs: list[dict[str, Any]] = []
+
+    def find(item: Work) -> dict[str, Any]:
+        entry = _entry(item)
+        if context.run_folder(entry["run_id"]).summary() is None:
+            raise _NotEnded
+        runs.append(entry)
+        return entry
+
+    if all(context.output(context.job(name)).is_file() for name in _tuned_by(job, context)):
+        with suppress(_NotEnded):
+            return _result(job, context, find)
+    return {"runs": runs}
+
+
+class _NotEnded(Exception):
+    """A run has not been trained yet, so what depends on it has not either."""
+
+
+def _result(job: Job, context: Context, run: Callable[[Work], dict[str, Any]]) -> dict[str, Any]:
+    runs = [run(item) for item in job.work if item.role == "tuning"]
+    reporting = [item for item in job.work if item.role == "reporting"]
+    if any("learning_rate" not in item.spec for item in reporting):
+        trials = runs + [
+            trial for name in _tuned_by(job, context) for trial in context.result(name)["runs"]
+        ]
+        rate = best_learning_rate(trials, context)
+        if rate is None:
+            return {"runs": runs, "unreported": "every learning rate of the grid diverged or "
+                    "failed"}  # fmt: skip
+        reporting = [
+            replace(
+                item,
+                factors=replace(item.factors, learning_rate=rate),
+                spec=item.spec | {"learning_rate": rate},
+            )
+            for item in reporting
+        ]
+    return {"runs": runs + [run(item) for item in reporting]}
+
+
+def _tuned_by(job: Job, context: Context) -> list[str]:
+    return [name for name in job.needs if context.job(name).stage == "tune"]
+
+
+def _entry(item: Work) -> dict[str, Any]:
+    """Return how a run is listed in the result of its job."""
+    run_id = identify(run_prefix(item.factors), item.spec)
+    return {"run_id": run_id, "factors": asdict(item.factors), "role": item.role}
 
 
 def best_learning_rate(trials: list[dict[str, Any]], context: Context) -> float | None:
@@ -103,7 +137,8 @@ def _trainer(job: Job, context: Context) -> Iterator[Callable[[Work], dict[str, 
         def run(item: Work) -> dict[str, Any]:
             if stop():
                 raise Interrupted("stopped between two runs")
-            run_id = identify(run_prefix(item.factors), item.spec)
+            entry = _entry(item)
+            run_id = entry["run_id"]
             summary = run_training(
                 item.spec,
                 context.run_folder(run_id),
@@ -117,7 +152,7 @@ def _trainer(job: Job, context: Context) -> Iterator[Callable[[Work], dict[str, 
                 shared_device=sharing > 1,
             )
             print(f"{run_id}: {summary['status']}", file=sys.stderr, flush=True)
-            return {"run_id": run_id, "factors": asdict(item.factors), "role": item.role}
+            return entry
 
         yield run
 

@@ -54,6 +54,11 @@ def _sections(
     plan = results.plan
     yield f"# What the papers claim, and what was found at scale `{results.scale}`"
     yield f"{plan['description'][0].upper()}{plan['description'][1:]}."
+    if results.missing:
+        yield (
+            f"**Not complete**: {sum(map(len, results.missing.values()))} of {plan['jobs']} jobs "
+            "have no result yet. They are listed at the end, and no table or figure waits for them."
+        )
     yield from _summary(results, ledger)
     yield "## Claims"
     yield (
@@ -85,6 +90,9 @@ def _sections(
     if not results.of("calibration").empty:
         yield "## Coefficients of ROOT"
         yield from _evidence("calibration", tables, index)
+    if results.missing:
+        yield "## Jobs without a result"
+        yield _missing(results.missing)
     yield "## Runs that did not complete"
     yield _not_completed(results.runs)
     yield "## Provenance"
@@ -161,6 +169,13 @@ def _evidence(experiment: str, tables: list[Table], index: list[dict[str, str]])
         if figure["experiment"] == experiment:
             yield f"![{figure['title']}](figures/{figure['name']}.png)"
             yield f"**{figure['title']}.** {figure['caption']}"
+
+
+def _missing(missing: dict[str, list[str]]) -> str:
+    return _markdown(pd.DataFrame({
+        "experiment or stage": list(missing),
+        "jobs": [", ".join(names) for names in missing.values()],
+    }))  # fmt: skip
 
 
 def _not_completed(runs: pd.DataFrame) -> str:

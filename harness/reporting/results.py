@@ -153,6 +153,11 @@ class Results:
         """Name of the scale that the records were made at."""
         return self.plan["scale"]
 
+    @property
+    def missing(self) -> dict[str, list[str]]:
+        """Names of the jobs without a result, by experiment or stage; none in a whole scale."""
+        return self.plan.get("missing", {})
+
     @cached_property
     def optimizers(self) -> tuple[str, ...]:
         """All optimizers in the order of the configuration, then those only records know."""
