@@ -102,4 +102,6 @@ def _save(figure: Figure, stem: Path) -> None:
         unfinished = stem.with_name(f"{stem.name}.partial.{suffix}")
         figure.savefig(unfinished, dpi=200, metadata=_METADATA[suffix])
         os.replace(unfinished, stem.with_name(f"{stem.name}.{suffix}"))
+        # The first format lays out all of them, which takes a quarter less time.
+        figure.set_layout_engine("none")
     plt.close(figure)

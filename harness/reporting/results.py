@@ -1,6 +1,7 @@
 """The records of one folder and the questions that tables, figures and claims ask of them."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,15 +89,24 @@ class Sweep:
 
     def final(self, metric: str, member: str, role: str = "reporting") -> dict[int, float]:
         """Return the last value of ``metric`` of every completed run by seed."""
-        runs = self.runs_of(member, role)
-        completed = runs[runs["status"] == "completed"]
-        rows = self.records[
-            (self.records["metric"] == metric)
-            & (self.records[self.factor] == member)
-            & self.records["run_id"].isin(completed["run_id"])
-        ].sort_values("step", na_position="first")
-        last = rows.groupby("run_id").last()
-        return {int(s): float(v) for s, v in zip(last["seed"], last["value"], strict=True)}
+        return dict(self._finals.get((metric, member, role), {}))
+
+    @cached_property
+    def _finals(self) -> dict[tuple[str, str, str], dict[int, float]]:
+        """Last values of completed runs by seed, for each metric, member and role."""
+        ordered = self.records.sort_values("step", na_position="first", kind="stable")
+        last: dict[str, dict[str, float]] = defaultdict(dict)
+        for (run_id, metric), value in (
+            ordered.groupby(["run_id", "metric"])["value"].last().items()
+        ):
+            last[run_id][metric] = float(value)
+        finals: dict[tuple[str, str, str], dict[int, float]] = defaultdict(dict)
+        completed = self.runs[self.runs["status"] == "completed"].sort_values("run_id")
+        columns = completed[["run_id", self.factor, "role", "seed"]]
+        for run_id, member, role, seed in columns.itertuples(index=False):
+            for metric, value in last[run_id].items():
+                finals[metric, member, role][int(seed)] = value
+        return finals
 
     def estimate(self, metric: str, member: str) -> Estimate | None:
         """Return mean and interval of a final metric over the reporting seeds."""
@@ -188,6 +198,13 @@ class Results:
 
     def sweeps(self) -> Iterator[Sweep]:
         """Yield every train experiment on each of its datasets, and models or optimizers."""
+        yield from self._sweeps
+
+    @cached_property
+    def _sweeps(self) -> tuple[Sweep, ...]:
+        return tuple(self._find_sweeps())
+
+    def _find_sweeps(self) -> Iterator[Sweep]:
         swept = self.runs.dropna(subset=["model", "dataset", "optimizer"])
         for name, rows in swept.groupby("experiment", sort=False):
             entry = self.plan["experiments"].get(name, {})
