@@ -30,6 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as error:
         print(f"interrupted: {error}; the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
+    except KeyboardInterrupt:
+        print("interrupted: nothing is recorded of what was not finished", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

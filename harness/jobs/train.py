@@ -5,8 +5,9 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -121,36 +122,50 @@ def _final_loss(context: Context, run_id: str) -> float:
 
 @contextmanager
 def _trainer(job: Job, context: Context) -> Iterator[Callable[[Work], dict[str, Any]]]:
-    """Lease a device and yield what trains one run on it and returns its entry in the result."""
-    scale = context.catalog.scale
-    sharing = scale.jobs_per_gpu
-    with (
-        leased_device(scale.device, context.device_key, sharing=sharing) as device,
-        stop_signals() as stop,
-    ):
-        from harness.processor import set_up_processor
-        from harness.training.loop import run_training
+    """Yield what trains one run, unless it has been, and returns its entry in the result.
 
-        set_up_processor(scale.threads)
-        data = context.dataset_folder(job)
+    The first run that has to be trained leases a device and imports torch, which takes seconds: an
+    experiment often lists runs that another one has trained.
+    """
+    scale = context.catalog.scale
+    data = context.dataset_folder(job)
+    with ExitStack() as held:
+
+        @cache
+        def device() -> str:
+            sharing = scale.jobs_per_gpu
+            lease = leased_device(scale.device, context.device_key, sharing=sharing)
+            name = held.enter_context(lease)
+            from harness.processor import set_up_processor
+
+            set_up_processor(scale.threads)
+            return name
 
         def run(item: Work) -> dict[str, Any]:
-            if stop():
-                raise Interrupted("stopped between two runs")
             entry = _entry(item)
             run_id = entry["run_id"]
-            summary = run_training(
-                item.spec,
-                context.run_folder(run_id),
-                data,
-                device,
-                coefficients_of(item, context),
-                checkpoint_seconds=scale.checkpoint_seconds,
-                keep_weights=item.role == "reporting",
-                progress=_progress(run_id),
-                stop=stop,
-                shared_device=sharing > 1,
-            )
+            folder = context.run_folder(run_id)
+            keep_weights = item.role == "reporting"
+            summary = folder.outcome(keep_weights)
+            if summary is None:
+                place = device()
+                from harness.training.loop import run_training
+
+                with stop_signals() as stop:
+                    summary = run_training(
+                        item.spec,
+                        folder,
+                        data,
+                        place,
+                        coefficients_of(item, context),
+                        checkpoint_seconds=scale.checkpoint_seconds,
+                        keep_weights=keep_weights,
+                        progress=_progress(run_id),
+                        stop=stop,
+                        shared_device=scale.jobs_per_gpu > 1,
+                    )
+                    if stop():
+                        raise Interrupted("stopped between two runs")
             print(f"{run_id}: {summary['status']}", file=sys.stderr, flush=True)
             return entry
 

@@ -46,6 +46,20 @@ class RunFolder:
         """
         return read_json(self._summary) if self._summary.is_file() else None
 
+    def outcome(self, keep_weights: bool) -> dict[str, Any] | None:
+        """Return the summary of a run that need not be trained again, else None.
+
+        Args:
+            keep_weights: Whether a completed run needs its final weights, too.
+
+        Raises:
+            UserError: If the summary is damaged.
+        """
+        done = self.summary()
+        if done is not None and keep_weights and done["status"] == "completed":
+            return done if self.weights.is_file() else None
+        return done
+
     def write_spec(self, spec: Mapping[str, Any]) -> None:
         """Store the resolved specification."""
         write_json(self.path / "spec.json", spec)

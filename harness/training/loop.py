@@ -68,9 +68,8 @@ def run_training(
         UserError: If data or checkpoint are not what they should be, or cannot be read or written.
     """
     with _storage(folder), folder.lock():
-        done = folder.summary()
-        if done is not None and (folder.weights.is_file() or not keep_weights or
-                                 done["status"] != "completed"):  # fmt: skip
+        done = folder.outcome(keep_weights)
+        if done is not None:
             return done
         folder.write_spec(spec)
         started = datetime.now(UTC).isoformat(timespec="seconds")
