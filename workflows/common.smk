@@ -64,5 +64,9 @@ def gpus(wildcards):
     return PLAN.gpus(wildcards.job)
 
 
+def alone(wildcards):
+    return PLAN.catalog.scale.threads if PLAN.gpus(wildcards.job) else workflow.cores
+
+
 def priority(wildcards):
     return PRIORITY[wildcards.job]

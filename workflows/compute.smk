@@ -10,8 +10,8 @@ rule measure:
     priority: priority
     log:
         "results/{scale}/logs/measure/{job}.log",
-    # Timings are only worth something alone on the machine.
-    threads: workflow.cores
+    # Timings are only worth something alone on what is timed.
+    threads: alone
     resources:
         gpu=gpus,
     shell:

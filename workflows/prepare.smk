@@ -34,8 +34,8 @@ rule prepare:
     priority: priority
     log:
         "results/data/{job}/prepare.log",
-    # The tokenizer uses all cores.
-    threads: workflow.cores
+    # The tokenizer's threads take the cores that other jobs leave. To ask for all of them would be to
+    # wait until there is nothing else to do, and with it everything that needs these data.
     shell:
         JOB
 
