@@ -61,29 +61,39 @@ def iterate_batch(x_BMN: Tensor, triples: Sequence[Triple]) -> Tensor:
     """Return the matrices after all steps, without the host ever waiting for the device.
 
     Args:
-        x_BMN: Float32 matrices of unit Frobenius norm, not taller than wide.
+        x_BMN: Float32 matrices of unit Frobenius norm, not taller than wide; overwritten.
         triples: One (a, b, c) per step.
     """
-    side = x_BMN.shape[1]
-    for step, (a, b, c) in enumerate(triples):
-        h_BMN = x_BMN.bfloat16()
-        energy = x_BMN.square().sum((1, 2), keepdim=True).clamp_min(_TINY)
-        mean = energy / side
-        gram = _product(h_BMN, h_BMN.mT)
-        gram.diagonal(dim1=1, dim2=2).sub_(mean[:, 0])
-        squares = gram.square().sum((1, 2), keepdim=True) + side * mean.square()
-        tolerated = _tolerated(energy, squares, side, (a, b, c), _gain(triples[step + 1 :]))
-        rounded = gram.bfloat16()
-        p_BMM = gram.mul_(b + 2 * c * mean).add_(_product(rounded, rounded), alpha=c)
-        shift = b * mean + c * mean.square() - tolerated
-        diagonal = p_BMM.diagonal(dim1=1, dim2=2).add_(shift[:, 0])
-        p_rounded = p_BMM.bfloat16()
-        lost = (diagonal - p_rounded.diagonal(dim1=1, dim2=2)).unsqueeze(2)
-        # In the layout of X, also where that is the transpose of tall matrices.
-        wide = h_BMN.is_contiguous()
-        product = _product(p_rounded, h_BMN) if wide else _product(h_BMN.mT, p_rounded).mT
-        x_BMN = (a + tolerated + lost) * x_BMN + product
+    for step, triple in enumerate(triples):
+        _step_(x_BMN, triple, _gain(triples[step + 1 :]))
     return x_BMN
+
+
+def _step_(x_BMN: Tensor, triple: Triple, gain: float) -> None:
+    a, b, c = triple
+    side = x_BMN.shape[1]
+    h_BMN = x_BMN.bfloat16()
+    energy = _squares(x_BMN).clamp_min(_TINY)
+    mean = energy / side
+    gram = _product(h_BMN, h_BMN.mT)
+    gram.diagonal(dim1=1, dim2=2).sub_(mean[:, 0])
+    squares = _squares(gram) + side * mean.square()
+    tolerated = _tolerated(energy, squares, side, triple, gain)
+    rounded = gram.bfloat16()
+    p_BMM = gram.mul_(b + 2 * c * mean).add_(_product(rounded, rounded), alpha=c)
+    shift = b * mean + c * mean.square() - tolerated
+    diagonal = p_BMM.diagonal(dim1=1, dim2=2).add_(shift[:, 0])
+    p_rounded = p_BMM.bfloat16()
+    lost = (diagonal - p_rounded.diagonal(dim1=1, dim2=2)).unsqueeze(2)
+    # In the layout of X, also where that is the transpose of tall matrices.
+    wide = h_BMN.is_contiguous()
+    product = _product(p_rounded, h_BMN) if wide else _product(h_BMN.mT, p_rounded).mT
+    x_BMN.mul_(a + tolerated + lost).add_(product)
+
+
+def _squares(batch: Tensor) -> Tensor:
+    """Return ||X||_F^2 of each matrix, count x 1 x 1."""
+    return torch.linalg.vector_norm(batch, dim=(1, 2), keepdim=True).square()
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

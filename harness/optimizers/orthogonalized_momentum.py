@@ -23,6 +23,9 @@ LearningRateScale = Literal["none", "original", "match_rms_adamw"]
 ADANEWTON = "adanewton"
 # Entries of matrices that one batch on a CPU has, or more if that is less than one for each core.
 CACHED = 2**20
+# Entries that keep a GPU busy. It works on a quarter of what has one shape at a time, but on no
+# fewer than these: an iteration takes several times the memory of its matrices.
+BUSY = 2**25
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
@@ -216,7 +219,9 @@ def _chunks(matrices: list[_Matrix]) -> Iterator[list[_Matrix]]:
     """Yield what is worked on together: on a CPU as much as its caches hold, on each core alike."""
     first = matrices[0].weight
     size = len(matrices)
-    if first.device.type == "cpu" and min(first.flatten(1).shape) >= SMALLEST_SIDE:
+    if first.device.type != "cpu":
+        size = math.ceil(size / min(4, max(1, size * first.numel() // BUSY)))
+    elif min(first.flatten(1).shape) >= SMALLEST_SIDE:
         cores = torch.get_num_threads()
         size = cores * math.ceil(CACHED / (cores * first.numel()))
     for start in range(0, len(matrices), size):

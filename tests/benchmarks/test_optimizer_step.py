@@ -6,6 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from harness.numerics import mixed_precision
+from harness.numerics.orthogonalization import schedule
+from harness.optimizers import OrthogonalizedMomentum
+
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "optimizer_step.py"))
 
 
@@ -49,3 +53,30 @@ def test_peak_memory_counts_what_a_step_allocates():
         torch.empty(250)
 
     assert BENCHMARK["peak_step_memory"](step, torch.device("cpu")) == 6000
+
+
+def test_a_step_on_a_cpu_needs_less_memory_than_all_matrices_of_a_shape():
+    matrices = nn.ParameterList([torch.zeros(384, 1024) for _ in range(12)])
+    for index, parameter in enumerate(matrices):
+        generator = torch.Generator().manual_seed(index)
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    step = OrthogonalizedMomentum(matrices, dtype="bfloat16").step
+    peak = BENCHMARK["peak_step_memory"](step, torch.device("cpu"))
+    assert peak < sum(parameter.nbytes for parameter in matrices)
+
+
+def test_an_iteration_on_a_gpu_needs_a_few_times_its_matrices(monkeypatch):
+    """So that a quarter of the matrices at a time needs less than all of them."""
+    monkeypatch.setattr(mixed_precision, "_product", what_a_gpu_allocates)
+    batch = torch.randn(8, 128, 341, generator=torch.Generator().manual_seed(0))
+    triples = schedule("muon", 5)
+
+    def step():
+        mixed_precision.iterate_batch(batch, triples)
+
+    peak = BENCHMARK["peak_step_memory"](step, torch.device("cpu"))
+    assert batch.nbytes + peak < 4 * batch.nbytes
+
+
+def what_a_gpu_allocates(left, right):
+    return torch.zeros(len(left), left.shape[1], right.shape[2])
