@@ -14,7 +14,8 @@ from harness.errors import Interrupted, UserError
 if TYPE_CHECKING:
     from harness.jobs.context import Context
 
-INTERRUPTED = 130
+# As shells report a process that SIGINT or SIGPIPE ended.
+INTERRUPTED, BROKEN_PIPE = 130, 141
 # Adds one option to a command.
 Option = Callable[[argparse.ArgumentParser], None]
 
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -33,6 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: nothing is recorded of what was not finished", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has seen enough. Nothing is left to flush into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     return 0
 
 

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -53,16 +51,3 @@ def test_a_signal_stops_between_two_runs(context, monkeypatch):
     assert first.summary()["status"] == "completed"
     assert second.summary() is None
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-def test_an_interrupt_outside_training_is_one_line(tmp_path):
-    code = (
-        "import sys; import harness.cli as cli\n"
-        "def interrupted(options): raise KeyboardInterrupt\n"
-        "cli._COMMANDS['plan'] = (interrupted, ())\n"
-        "sys.exit(cli.main(['plan']))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 130
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("interrupted: ")
