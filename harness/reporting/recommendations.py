@@ -108,9 +108,11 @@ def _ratio(evidence: RecordedEvidence, results: Results, where: str) -> tuple[Es
         raise UserError(f"{where}: {len(sweeps)} sweeps fit: {places}, expected one")
     for sweep in sweeps:
         for member in evidence.compare:
-            if member not in sweep.members:
-                found = f"found '{member}'{closest(member, sweep.members)}"
+            if member not in sweep.palette:
+                found = f"found '{member}'{closest(member, sweep.palette)}"
                 raise UserError(f"{where}.compare: {found}")
+            if member not in sweep.members:
+                return f"no runs of {member}"
         difference = sweep.relative_difference(evidence.metric, *evidence.compare)
         if difference is not None:
             return difference, "1"

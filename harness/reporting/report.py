@@ -104,7 +104,7 @@ def _summary(results: Results, ledger: pd.DataFrame) -> Iterator[str]:
     yield _markdown(pd.DataFrame({v: [int(counts.get(v, 0))] for v in VERDICTS}))
     runs = results.runs["status"].value_counts()
     ended = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in runs.items())
-    yield f"{len(results.runs)} training runs: {ended}."
+    yield f"{len(results.runs)} training runs: {ended}." if ended else "No training runs."
 
 
 def _ledger(paper: str, rows: pd.DataFrame) -> Iterator[str]:

@@ -50,7 +50,8 @@ def results(tmp_path) -> Results:
                                       "step": step, "labels": "{}"})  # fmt: skip
     write_table(pd.DataFrame(records), RECORD_COLUMNS, tmp_path / "records.parquet")
     write_table(pd.DataFrame(runs), RUN_COLUMNS, tmp_path / "runs.parquet")
-    sweep = {"kind": "train", "compare": "models", "models": {"fp8": "fp8", "bfloat16": "bfloat16"}}
+    models = {name: name for name in ("fp8", "bfloat16", "never_run")}
+    sweep = {"kind": "train", "compare": "models", "models": models}
     plan = {"scale": "smoke", "experiments": {"made_up": {"kind": "compute"}, "sweep": sweep},
             "elsewhere": {"cluster": {"command": "run it", "cost": "a day"}}}  # fmt: skip
     (tmp_path / "plan.json").write_text(json.dumps(plan))
@@ -109,6 +110,8 @@ def test_several_numbers_where_one_is_meant_are_refused(results, change, message
         ({"where": {"weigh": 1}}, "no record with weigh 1 at this scale, only without"),
         ({"experiment": "sweep", "compare": ["fp8", "bfloat16"]},
          "no completed runs with a/number"),
+        ({"experiment": "sweep", "metric": "test/loss", "compare": ["never_run", "bfloat16"]},
+         "no runs of never_run"),
     ],
 )  # fmt: skip
 def test_what_is_not_there_is_said_and_has_no_number(results, change, note):
