@@ -156,7 +156,8 @@ class CpuIteration:
 
     def _step(self, triple: Triple, gain: float) -> None:
         a, b, c = triple
-        h_BMN = self.h.copy_(self.x).mT if self.tall else self.h.copy_(self.x)
+        self.h.copy_(self.x)
+        h_BMN = self.h.mT if self.tall else self.h
         energy = _sampled_squares(self.h)
         # In eighths: oneDNN compiles a kernel for every factor that a product is scaled by.
         eighths = 8 * energy.mean().item() / self.side
